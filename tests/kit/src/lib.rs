@@ -1,1 +1,3 @@
-//! x
+//! What the tests of several crates share: a private PostgreSQL 15, a real MinIO, a store that injects faults.
+
+pub mod pg;
