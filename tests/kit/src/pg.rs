@@ -182,7 +182,8 @@ impl Pg {
     /// Starts the server; the end of its log when it does not come up.
     pub fn try_start(&self) -> Result<(), String> {
         let log = self.home.path().join("server.log");
-        let options = format!("-c listen_addresses='' -c unix_socket_directories={}", self.socket().display());
+        let options =
+            format!("-c listen_addresses='' -c unix_socket_directories={}", self.socket().display());
         let output = command(bin_dir().join("pg_ctl"))
             .args(["-w", "-t", "60", "-o", &options, "-l"])
             .arg(&log)
@@ -203,7 +204,10 @@ impl Pg {
     /// Stops the server.
     pub fn stop(&self, mode: StopMode) {
         let mode = if mode == StopMode::Fast { "fast" } else { "immediate" };
-        run(command(bin_dir().join("pg_ctl")).args(["-w", "-t", "120", "-m", mode, "-D"]).arg(&self.data).arg("stop"));
+        run(command(bin_dir().join("pg_ctl"))
+            .args(["-w", "-t", "120", "-m", mode, "-D"])
+            .arg(&self.data)
+            .arg("stop"));
     }
 
     /// A command with PGHOST and PGUSER set to reach this server.
