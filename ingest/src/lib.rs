@@ -1,1 +1,4 @@
-//! x
+//! WAL in, keyed values out: the raw archive, what each WAL record changes, the slicer that turns segments into
+//! layers and commits them, and the base image that slicing begins at.
+
+pub mod model;
