@@ -4,8 +4,18 @@
 //! allocates more than a bound derived from the length it was given. Field names, constants and rules name the
 //! PostgreSQL 15 header or source file they come from.
 
+mod le;
+
+pub mod backup_label;
+pub mod checkpoint;
+pub mod control;
+pub mod history;
 pub mod lsn;
+pub mod page;
 pub mod rel;
+pub mod relmap;
+pub mod slru;
+pub mod two_phase;
 pub mod wal;
 pub mod wal_name;
 
