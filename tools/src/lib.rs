@@ -1,1 +1,4 @@
-//! x
+//! The commands: what each does lies here, so that tests can call it; `src/bin` holds only their entry points.
+
+pub mod cli;
+pub mod push;

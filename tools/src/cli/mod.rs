@@ -1,0 +1,12 @@
+//! What every command shares: options and their sources, exit codes, output, units and times.
+
+pub mod config;
+pub mod exit;
+pub mod options;
+pub mod output;
+pub mod progress;
+pub mod time;
+pub mod units;
+
+pub use exit::{Usage, run};
+pub use options::{Settings, StoreOptions, TimelineChoice};

@@ -1,0 +1,3 @@
+//! `zenith_push`: WAL files and base images into the store.
+
+pub mod base;
