@@ -104,6 +104,18 @@ impl<'a> Fields<'a> {
         (0..count).map(|_| read(&mut elements)).collect()
     }
 
+    /// Skips an array.
+    pub(crate) fn skip_array(&mut self, count: usize, width: usize) -> Result<(), WalError> {
+        let bytes = count.checked_mul(width).ok_or_else(|| self.wrong("array too long"))?;
+        self.take(bytes).map(drop)
+    }
+
+    /// The number of an SLRU page, a C `int` that is never negative.
+    pub(crate) fn page_number(&mut self) -> Result<u32, WalError> {
+        let page = self.i32()?;
+        u32::try_from(page).map_err(|_| self.wrong(format_args!("negative page number {page}")))
+    }
+
     /// Skips what aligns the next field to 8 bytes after a part of `len` bytes (`MAXALIGN`).
     pub(crate) fn align_after(&mut self, len: usize) -> Result<(), WalError> {
         self.take(len.wrapping_neg() % 8).map(drop)
