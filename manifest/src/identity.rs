@@ -6,6 +6,7 @@ use zenith_store::TimelineId;
 
 /// The immutable object `timelines/<id>/identity`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Identity {
     /// Version of this object's format: 1.
     pub format: u16,
@@ -23,4 +24,9 @@ pub struct Identity {
     pub ancestor: Option<Ancestor>,
     /// Client-side encryption to come: `None` is plain. A reader that finds another value refuses by name.
     pub encryption: Option<String>,
+}
+
+impl Identity {
+    /// The format that this program writes, and the newest that it reads.
+    pub const FORMAT: u16 = 1;
 }

@@ -1,9 +1,30 @@
 //! The versioned manifest: what exists (I3), who may change it (I6), and how a change is committed (I5).
 
+pub mod boundary;
+pub mod change;
+pub mod check;
+pub mod codec;
+pub mod commit;
 pub mod entry;
+mod envelope;
+pub mod error;
 pub mod identity;
+pub mod index;
+pub mod names;
 pub mod root;
+mod sequence;
+mod spill;
+pub mod store;
 
+pub use boundary::raise_boundary;
+pub use change::{Change, Refusal, Slice, apply};
+pub use commit::Committed;
 pub use entry::{BaseId, KeyBytes, LayerEntry, LayerKind};
+pub use error::{CommitError, ManifestError};
 pub use identity::Identity;
-pub use root::{Ancestor, BaseImage, BaseKind, Epochs, ReadableRange, Role, Root, SlicedPosition};
+pub use names::{NameError, NameState, Names};
+pub use root::{
+    Ancestor, BaseImage, BaseKind, Epochs, IndexPageRef, ReadableRange, Role, Root, SlicedPosition,
+    TliSwitch, Unreadable,
+};
+pub use store::ManifestStore;

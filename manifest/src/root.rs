@@ -1,4 +1,6 @@
 //! The root of one manifest version: small, whatever the size of the history.
+//!
+//! What holds of every root is in [`crate::check`]; how one becomes the next is in [`crate::change`].
 
 use crate::entry::{BaseId, LayerEntry};
 use serde::{Deserialize, Serialize};
@@ -8,6 +10,7 @@ use zenith_store::TimelineId;
 
 /// Where a timeline was branched off its parent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Ancestor {
     /// The parent.
     pub timeline: TimelineId,
@@ -19,6 +22,7 @@ pub struct Ancestor {
 
 /// A range of LSNs that can be read. Ranges never overlap.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ReadableRange {
     /// Reads begin here: the end of the base image, or the branch point of a child.
     pub from: Lsn,
@@ -40,6 +44,7 @@ pub enum BaseKind {
 
 /// A base image.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BaseImage {
     /// Names its objects.
     pub id: BaseId,
@@ -81,6 +86,7 @@ pub enum Role {
 
 /// The epoch of each role; 0 means it was never taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Epochs {
     /// See [`Role::Slicer`].
     pub slicer: u64,
@@ -92,6 +98,7 @@ pub struct Epochs {
 
 /// A switch from one PostgreSQL timeline number to the next that slicing followed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TliSwitch {
     /// The number that begins.
     pub tli: Tli,
@@ -101,6 +108,7 @@ pub struct TliSwitch {
 
 /// How far WAL is sliced, and what the slicer has to remember from there to go on.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SlicedPosition {
     /// PostgreSQL's timeline number.
     pub tli: Tli,
@@ -114,6 +122,7 @@ pub struct SlicedPosition {
 
 /// A reference to an index page: an immutable Parquet object of layer entries.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct IndexPageRef {
     /// Names the object: `index/<id>.parquet`.
     pub id: Uuid,
@@ -150,4 +159,142 @@ pub struct Root {
     pub pages: Vec<IndexPageRef>,
     /// The newest layers, not yet in an index page; bounded.
     pub recent: Vec<LayerEntry>,
+}
+
+impl Epochs {
+    /// The epoch of a role.
+    pub fn of(&self, role: Role) -> u64 {
+        match role {
+            Role::Slicer => self.slicer,
+            Role::Compactor => self.compactor,
+            Role::Gc => self.gc,
+        }
+    }
+
+    pub(crate) fn of_mut(&mut self, role: Role) -> &mut u64 {
+        match role {
+            Role::Slicer => &mut self.slicer,
+            Role::Compactor => &mut self.compactor,
+            Role::Gc => &mut self.gc,
+        }
+    }
+}
+
+/// Why an LSN cannot be read. The LSNs say what can be.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Unreadable {
+    /// No base image was ever registered.
+    #[error("the timeline holds no base image yet; take one with zenith_push base")]
+    Empty,
+    /// Nothing that old is kept here.
+    #[error("LSN {lsn} is before {from}, where this timeline can first be read")]
+    BeforeFirst {
+        /// Asked for.
+        lsn: Lsn,
+        /// The first readable LSN.
+        from: Lsn,
+    },
+    /// Between two ranges: WAL is missing there.
+    #[error("LSN {lsn} lies in a gap: WAL is missing after {to}, and the next base image ends at {from}")]
+    Gap {
+        /// Asked for.
+        lsn: Lsn,
+        /// The last readable LSN before it.
+        to: Lsn,
+        /// The first readable LSN after it.
+        from: Lsn,
+    },
+    /// Not sliced yet.
+    #[error("LSN {lsn} is past {sliced}, up to which WAL is sliced")]
+    NotSliced {
+        /// Asked for.
+        lsn: Lsn,
+        /// The end of what is sliced.
+        sliced: Lsn,
+    },
+    /// The base image's end was not met in this timeline's WAL.
+    #[error(
+        "LSN {lsn} needs the base image {base:?} ending at {end}, whose end is not confirmed by sliced WAL"
+    )]
+    NotConfirmed {
+        /// Asked for.
+        lsn: Lsn,
+        /// Which base image.
+        base: BaseId,
+        /// Its end.
+        end: Lsn,
+    },
+}
+
+impl Root {
+    /// The root of a timeline that has no manifest yet: version 0, which is never stored.
+    pub fn empty(timeline: TimelineId, ancestor: Option<Ancestor>) -> Root {
+        Root {
+            version: 0,
+            commit_id: Uuid::nil(),
+            timeline,
+            ancestor,
+            epochs: Epochs::default(),
+            bases: Vec::new(),
+            ranges: Vec::new(),
+            history: Vec::new(),
+            sliced: None,
+            pages: Vec::new(),
+            recent: Vec::new(),
+        }
+    }
+
+    /// The base image of that id.
+    pub fn base(&self, id: BaseId) -> Option<&BaseImage> {
+        self.bases.iter().find(|base| base.id == id)
+    }
+
+    /// PostgreSQL's timeline number of the record that starts at `lsn`, as far as WAL was sliced.
+    pub fn tli_starting_at(&self, lsn: Lsn) -> Option<Tli> {
+        self.history.iter().rev().find(|switch| switch.from <= lsn).map(|switch| switch.tli)
+    }
+
+    /// PostgreSQL's timeline number of the record that ends at `lsn`: at a switch point, still the old one.
+    pub fn tli_ending_at(&self, lsn: Lsn) -> Option<Tli> {
+        let switch = self.history.iter().rev().find(|switch| switch.from < lsn);
+        switch.or_else(|| self.history.first().filter(|first| first.from == lsn)).map(|switch| switch.tli)
+    }
+
+    /// Where slicing of a range began: the redo LSN of its base image, or the branch point.
+    pub fn run_start(&self, range: &ReadableRange) -> Lsn {
+        range.base.and_then(|id| self.base(id)).map_or(range.from, |base| base.redo)
+    }
+
+    /// The last LSN of a range that can be read now.
+    pub fn run_end(&self, range: &ReadableRange) -> Lsn {
+        range.to.or_else(|| self.sliced.as_ref().map(|sliced| sliced.lsn)).unwrap_or(Lsn::INVALID)
+    }
+
+    /// The range in which `lsn` can be read, or why it cannot. A child's LSNs up to its branch point are its
+    /// ancestor's to answer for.
+    pub fn readable(&self, lsn: Lsn) -> Result<&ReadableRange, Unreadable> {
+        let first = self.ranges.first().ok_or(Unreadable::Empty)?;
+        let Some(at) = self.ranges.iter().rposition(|range| range.from <= lsn) else {
+            return Err(Unreadable::BeforeFirst { lsn, from: first.from });
+        };
+        let (Some(range), next) = (self.ranges.get(at), self.ranges.get(at + 1)) else {
+            return Err(Unreadable::Empty);
+        };
+        let end = self.run_end(range);
+        if lsn > end {
+            return Err(match next {
+                Some(next) => Unreadable::Gap { lsn, to: end, from: next.from },
+                None => Unreadable::NotSliced { lsn, sliced: end },
+            });
+        }
+        match self.not_confirmed(lsn, range) {
+            Some(unreadable) => Err(unreadable),
+            None => Ok(range),
+        }
+    }
+
+    fn not_confirmed(&self, lsn: Lsn, range: &ReadableRange) -> Option<Unreadable> {
+        let base = range.base.and_then(|id| self.base(id)).filter(|base| !base.confirmed)?;
+        Some(Unreadable::NotConfirmed { lsn, base: base.id, end: base.end })
+    }
 }

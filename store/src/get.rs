@@ -118,6 +118,15 @@ pub async fn list_after(
     collect_listing(objects.list_with_offset(Some(prefix), after), prefix, objects_max).await
 }
 
+/// The object below `prefix` whose name sorts last; the whole listing is read, but not kept.
+pub async fn last_listed(objects: &dyn ObjectStore, prefix: &Path) -> Result<Option<Path>, StoreError> {
+    let newest = objects.list(Some(prefix)).map_ok(|meta| meta.location);
+    let newest = newest.try_fold(None, |last: Option<Path>, next| {
+        futures::future::ready(Ok(Some(last.map_or_else(|| next.clone(), |last| last.max(next.clone())))))
+    });
+    newest.await.map_err(|error| StoreError::from_request(prefix, &error))
+}
+
 async fn collect_listing(
     mut listing: futures::stream::BoxStream<'static, StoreResult<ObjectMeta>>,
     prefix: &Path,
@@ -355,5 +364,7 @@ mod tests {
         assert_eq!(found.iter().map(|m| m.location.as_ref()).collect::<Vec<_>>(), ["a/b", "a/object"]);
         assert!(list(&store, &Path::from("a"), 1).await.is_err());
         assert_eq!(list_after(&store, &Path::from("a"), &Path::from("a/b"), 9).await.unwrap().len(), 1);
+        assert_eq!(last_listed(&store, &Path::from("a")).await.unwrap(), Some(Path::from("a/object")));
+        assert_eq!(last_listed(&store, &Path::from("z")).await.unwrap(), None);
     }
 }

@@ -7,6 +7,7 @@
 //! <cluster>/timelines/<id>/manifest/<20-digit version>.manifest, manifest-hint, index/<id>.parquet
 //! <cluster>/timelines/<id>/layers/<id>.parquet
 //! <cluster>/timelines/<id>/base/<id>/...
+//! <cluster>/gc/<timeline id>/manifest-boundary/<20-digit n>
 //! ```
 
 use object_store::path::Path;
@@ -50,6 +51,7 @@ pub struct ClusterPaths {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TimelinePaths {
     root: Path,
+    gc: Path,
     id: TimelineId,
 }
 
@@ -81,7 +83,11 @@ impl ClusterPaths {
 
     /// One timeline.
     pub fn timeline(&self, id: TimelineId) -> TimelinePaths {
-        TimelinePaths { root: self.timelines().join(id.to_string()), id }
+        TimelinePaths {
+            root: self.timelines().join(id.to_string()),
+            gc: self.root.clone().join("gc").join(id.to_string()),
+            id,
+        }
     }
 
     /// Objects that exist only while conditional writes are probed.
@@ -129,6 +135,12 @@ impl TimelinePaths {
     /// The newest version somebody knew of; may lag, never trusted.
     pub fn manifest_hint(&self) -> Path {
         self.root.clone().join("manifest-hint")
+    }
+
+    /// One of the numbered objects that say which manifest versions are void: collected, never to be used
+    /// again. They count up from 1.
+    pub fn manifest_boundary(&self, n: u64) -> Path {
+        self.gc.clone().join("manifest-boundary").join(format!("{n:020}"))
     }
 
     /// One index page.
