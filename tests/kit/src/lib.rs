@@ -1,4 +1,10 @@
 //! What the tests of several crates share: a private PostgreSQL 15, a real MinIO, a store that injects faults.
 
+#![allow(clippy::unwrap_used, reason = "only tests use this: a broken expectation is a failed test")]
+
+pub mod conformance;
+pub mod env;
+pub mod faults;
 pub mod mask;
 pub mod pg;
+pub mod unconditional;
