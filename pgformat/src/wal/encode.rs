@@ -1,6 +1,6 @@
 //! Building records (`XLogRecordAssemble`, xloginsert.c) and laying them over pages (`CopyXLogRecordToWAL`, xlog.c).
 
-use super::page::{LongHeader, PageHeader, XLP_FIRST_IS_CONTRECORD};
+use super::page::{LONG_HEADER, LongHeader, PageHeader, SHORT_HEADER, XLP_FIRST_IS_CONTRECORD};
 use super::record::{
     BKPBLOCK_HAS_DATA, BKPBLOCK_HAS_IMAGE, BKPBLOCK_SAME_REL, BKPBLOCK_WILL_INIT, BKPIMAGE_HAS_HOLE,
     BlockRef, RECORD_HEADER, XLR_BLOCK_ID_DATA_LONG, XLR_BLOCK_ID_DATA_SHORT, XLR_BLOCK_ID_ORIGIN,
@@ -157,28 +157,29 @@ pub struct WalWriter {
 }
 
 impl WalWriter {
-    /// A writer that begins at `start.lsn`. Whole pages of the segment before it are zeros; the page that it lies in gets a
-    /// header that says that its first part belongs to an earlier record, so that tools can read on from it.
+    /// A writer that begins at `start.lsn`, without the WAL before it: what lies between the segment's start and there
+    /// looks like the rest of an older record, zeros, so that readers that begin at the segment or at any of its pages
+    /// come to `start.lsn`.
     ///
     /// # Errors
-    /// [`WalError::Feed`] when `start.lsn` lies inside a page header.
+    /// [`WalError::Invalid`] when `start.lsn` lies inside a page header.
     pub fn new(start: WriterStart) -> Result<WalWriter, WalError> {
         let lsn = start.lsn.max_align();
-        let offset = start.seg_size.offset_of(lsn) as usize;
-        let mut writer = WalWriter {
-            start,
-            bytes: vec![0; offset - offset % XLOG_BLCKSZ],
-            from: start.seg_size.start_of(start.seg_size.segment_of(lsn)),
-            prev: start.prev,
+        let from = start.seg_size.start_of(start.seg_size.segment_of(lsn));
+        let offset = lsn.since(from) as usize;
+        let mut writer = WalWriter { start, bytes: Vec::with_capacity(offset), from, prev: start.prev };
+        let headers = match offset.div_ceil(XLOG_BLCKSZ) {
+            0 => 0,
+            pages => LONG_HEADER + (pages - 1) * SHORT_HEADER,
         };
-        if offset % XLOG_BLCKSZ > 0 {
-            let header = writer.page_header(0).size();
-            let Some(rem_len) = (offset % XLOG_BLCKSZ).checked_sub(header) else {
-                return Err(inside_header(lsn));
-            };
-            let header = writer.page_header(rem_len as u32).encode();
-            writer.bytes.extend(header);
-            writer.bytes.resize(offset, 0);
+        let own_header = if offset < XLOG_BLCKSZ { LONG_HEADER } else { SHORT_HEADER };
+        if (1..own_header).contains(&(offset % XLOG_BLCKSZ)) {
+            return Err(inside_header(lsn));
+        }
+        writer.put(&vec![0; offset.saturating_sub(headers)]);
+        if writer.position() < lsn {
+            // Only the header of its page is missing.
+            writer.begin_page(0);
         }
         Ok(writer)
     }
@@ -231,15 +232,7 @@ impl WalWriter {
             self.begin_page(0);
         }
         let lsn = self.position();
-        let mut rest = raw;
-        while !rest.is_empty() {
-            if self.page_room() == 0 {
-                self.begin_page(rest.len() as u32);
-            }
-            let (part, later) = rest.split_at(rest.len().min(self.page_room()));
-            self.bytes.extend_from_slice(part);
-            rest = later;
-        }
+        self.put(raw);
         self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
         if raw.get(16..18).is_some_and(|kind| kind[0] & !XLR_INFO_MASK == XLOG_SWITCH && kind[1] == 0) {
             self.fill_segment();
@@ -252,6 +245,18 @@ impl WalWriter {
     pub fn finish(mut self) -> Vec<u8> {
         self.fill_segment();
         self.bytes
+    }
+
+    /// Lays bytes over pages; those that begin a page are the rest of a record.
+    fn put(&mut self, mut rest: &[u8]) {
+        while !rest.is_empty() {
+            if self.page_room() == 0 {
+                self.begin_page(rest.len() as u32);
+            }
+            let (part, later) = rest.split_at(rest.len().min(self.page_room()));
+            self.bytes.extend_from_slice(part);
+            rest = later;
+        }
     }
 
     fn fill_segment(&mut self) {
@@ -320,7 +325,7 @@ mod tests {
 
     #[test]
     fn records_over_pages_and_segments_read_back_where_they_were_placed() {
-        for lsn in [0x10_0000, 0x10_0028, 0x10_2000, 0x10_2018, 0x1F_FFF8, 0x30_1230] {
+        for lsn in [0x10_0000, 0x10_0028, 0x10_0030, 0x10_2000, 0x10_2018, 0x1F_FFF8, 0x30_1230] {
             let start = start(lsn);
             let mut writer = WalWriter::new(start).expect("outside headers");
             let lengths = [0, 1, 255, 256, 8000, 8160, 9000, 3_000_000, 7, 13];
