@@ -143,18 +143,13 @@ pub fn verify(page: &Page, block: u32, checksums: bool) -> Result<(), PageError>
     if is_new(page) && is_all_zeros(page) {
         return Ok(());
     }
-    let PageHeader { checksum: stored, lower, upper, special, flags, .. } = PageHeader::decode(page);
-    if checksums && !is_new(page) {
-        let computed = checksum(page, block);
-        if stored != computed {
-            return Err(PageError::Checksum { block, stored, computed });
-        }
+    let header = PageHeader::decode(page);
+    let PageHeader { checksum: stored, lower, upper, special, flags, .. } = header;
+    if is_new(page) || !header.is_sane() {
+        return Err(PageError::Header { block, lower, upper, special, flags });
     }
-    if PageHeader::decode(page).is_sane() {
-        Ok(())
-    } else {
-        Err(PageError::Header { block, lower, upper, special, flags })
-    }
+    let computed = if checksums { checksum(page, block) } else { stored };
+    if stored == computed { Ok(()) } else { Err(PageError::Checksum { block, stored, computed }) }
 }
 
 /// Parallel sums (`N_SUMS`).
@@ -248,6 +243,13 @@ mod tests {
         set_checksum(&mut page, 3);
         assert!(is_all_zeros(&page) && is_new(&page));
         assert_eq!(verify(&page, 3, true), Ok(()));
+    }
+
+    #[test]
+    fn a_new_page_that_is_not_all_zeros_is_refused() {
+        let mut page = [0; BLCKSZ];
+        page[8000] = 1;
+        assert!(matches!(verify(&page, 0, false), Err(PageError::Header { upper: 0, .. })));
     }
 
     #[test]

@@ -2,3 +2,5 @@
 
 pub mod cli;
 pub mod push;
+pub mod restore;
+pub mod restore_wal;

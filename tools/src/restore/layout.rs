@@ -1,0 +1,393 @@
+//! The target on disk: made where nothing is, synced before success, gone again after a failure.
+
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, fchown};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Directories that `initdb` makes and that a server expects (initdb.c, `subdirs`), and `pg_wal`.
+pub(crate) const DIRECTORIES: [&str; 22] = [
+    "global",
+    "base",
+    "pg_wal",
+    "pg_wal/archive_status",
+    "pg_commit_ts",
+    "pg_dynshmem",
+    "pg_notify",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_subtrans",
+    "pg_twophase",
+    "pg_multixact",
+    "pg_multixact/members",
+    "pg_multixact/offsets",
+    "pg_replslot",
+    "pg_tblspc",
+    "pg_stat",
+    "pg_stat_tmp",
+    "pg_xact",
+    "pg_logical",
+    "pg_logical/snapshots",
+    "pg_logical/mappings",
+];
+
+/// The user that owns the written files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Owner {
+    /// User id.
+    pub uid: u32,
+    /// Its primary group.
+    pub gid: u32,
+}
+
+impl Owner {
+    /// The user `name`, when this process may give files away; `None` when it runs as an ordinary user, to whom
+    /// everything will belong.
+    pub fn for_process(name: &str) -> Result<Option<Owner>> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(None);
+        }
+        let owner = lookup_user(name)?;
+        if owner.uid == 0 {
+            bail!("PostgreSQL does not run as root: give --owner a user other than {name}");
+        }
+        Ok(Some(owner))
+    }
+}
+
+/// Looks a user up (`getpwnam_r`).
+fn lookup_user(name: &str) -> Result<Owner> {
+    let c_name = CString::new(name).with_context(|| format!("--owner {name:?} is no user name"))?;
+    let mut buffer = vec![0; 16 * 1024];
+    let mut entry = std::mem::MaybeUninit::<libc::passwd>::zeroed();
+    let mut found = std::ptr::null_mut();
+    // SAFETY: all pointers are valid for the call, the buffer's length is its own, the name ends with a zero byte.
+    let code = unsafe {
+        libc::getpwnam_r(
+            c_name.as_ptr(),
+            entry.as_mut_ptr(),
+            buffer.as_mut_ptr(),
+            buffer.len(),
+            &raw mut found,
+        )
+    };
+    if code != 0 {
+        return Err(io::Error::from_raw_os_error(code)).with_context(|| format!("looking up user {name}"));
+    }
+    if found.is_null() {
+        bail!("there is no user {name} on this machine; name the one that runs PostgreSQL with --owner");
+    }
+    // SAFETY: `found` is not null, so getpwnam_r has filled the entry; the ids are plain numbers.
+    let entry = unsafe { entry.assume_init_ref() };
+    Ok(Owner { uid: entry.pw_uid, gid: entry.pw_gid })
+}
+
+/// The directory being written, shared by the tasks that write into it.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    root: Arc<Path>,
+    group_access: bool,
+    owner: Option<Owner>,
+    sync: bool,
+    /// Directories whose entries have to be synced at the end.
+    directories: Arc<Mutex<BTreeSet<PathBuf>>>,
+}
+
+impl Target {
+    /// A target at `root`, which must be absolute. Makes nothing yet.
+    pub(crate) fn new(root: &Path, group_access: bool, owner: Option<Owner>, sync: bool) -> Target {
+        Target { root: root.into(), group_access, owner, sync, directories: Arc::default() }
+    }
+
+    /// A path below the root; an absolute one stays as it is.
+    pub(crate) fn path(&self, below: impl AsRef<Path>) -> PathBuf {
+        self.root.join(below)
+    }
+
+    /// The permission bits of directories (`pg_dir_create_mode`).
+    fn directory_mode(&self) -> u32 {
+        if self.group_access { 0o750 } else { 0o700 }
+    }
+
+    /// The permission bits of files (`pg_file_create_mode`).
+    pub(crate) fn file_mode(&self) -> u32 {
+        if self.group_access { 0o640 } else { 0o600 }
+    }
+
+    /// Claims `directory` (below the root, or absolute) as one to write into: makes it, or takes it over when it is
+    /// empty. What has to be undone is noted in `undo` before it is done.
+    pub(crate) fn claim(&self, directory: &Path, what: &str, undo: &mut Undo) -> Result<()> {
+        let path = self.path(directory);
+        match std::fs::read_dir(&path) {
+            Ok(mut entries) => {
+                if let Some(entry) = entries.next() {
+                    let name = entry.map(|entry| entry.file_name().to_string_lossy().into_owned());
+                    let name = name.unwrap_or_default();
+                    bail!(
+                        "{what} {} is not empty (there is {name}): choose another place, or empty it",
+                        path.display()
+                    );
+                }
+                undo.empty_again(&path);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                undo.remove(topmost_missing(&path));
+                DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o755)
+                    .create(&path)
+                    .with_context(|| format!("making {what} {}", path.display()))?;
+            }
+            Err(error) => return Err(error).with_context(|| format!("{what} {}", path.display())),
+        }
+        self.own_directory(&path)?;
+        if let Some(parent) = path.parent() {
+            self.note(parent);
+        }
+        Ok(())
+    }
+
+    /// Makes a directory below the root, and its parents below the root; one that is there already is fine.
+    pub(crate) fn make_directory(&self, below: &str) -> Result<()> {
+        let mut path = self.root.to_path_buf();
+        for part in Path::new(below).components() {
+            path.push(part);
+            match std::fs::create_dir(&path) {
+                Ok(()) => self.own_directory(&path)?,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("making directory {}", path.display()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Mode and owner of a directory of ours; it will be synced, and so will be its parent, which is one of ours too.
+    fn own_directory(&self, path: &Path) -> Result<()> {
+        let owned = || {
+            std::fs::set_permissions(path, Permissions::from_mode(self.directory_mode()))?;
+            self.owner.map_or(Ok(()), |owner| chown(path, Some(owner.uid), Some(owner.gid)))
+        };
+        owned().with_context(|| format!("setting mode and owner of {}", path.display()))?;
+        self.note(path);
+        Ok(())
+    }
+
+    fn note(&self, directory: &Path) {
+        self.directories.lock().unwrap_or_else(PoisonError::into_inner).insert(directory.to_path_buf());
+    }
+
+    /// Makes a new file below the root; one that is there already is an error.
+    pub(crate) fn create(&self, below: &str, mode: u32) -> Result<File> {
+        let path = self.path(below);
+        let create = || {
+            let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
+            // The process's umask does not decide who may read a data directory.
+            file.set_permissions(Permissions::from_mode(mode))?;
+            if let Some(owner) = self.owner {
+                fchown(&file, Some(owner.uid), Some(owner.gid))?;
+            }
+            Ok(file)
+        };
+        create().map_err(|error| explain(error, &path))
+    }
+
+    /// Writes a whole small file, synced.
+    pub(crate) fn write(&self, below: &str, bytes: &[u8]) -> Result<()> {
+        self.write_with_mode(below, bytes, self.file_mode())
+    }
+
+    /// [`Target::write`] with permission bits of its own.
+    pub(crate) fn write_with_mode(&self, below: &str, bytes: &[u8], mode: u32) -> Result<()> {
+        let mut file = self.create(below, mode)?;
+        file.write_all(bytes).map_err(|error| explain(error, &self.path(below)))?;
+        self.sync_file(&file, below)
+    }
+
+    /// Syncs a file, unless syncing was switched off.
+    pub(crate) fn sync_file(&self, file: &File, below: &str) -> Result<()> {
+        if self.sync { file.sync_all().map_err(|error| explain(error, &self.path(below))) } else { Ok(()) }
+    }
+
+    /// Makes the symbolic link `below` → `to`.
+    pub(crate) fn link(&self, below: &str, to: &Path) -> Result<()> {
+        let path = self.path(below);
+        let link = || {
+            std::os::unix::fs::symlink(to, &path)?;
+            self.owner
+                .map_or(Ok(()), |owner| std::os::unix::fs::lchown(&path, Some(owner.uid), Some(owner.gid)))
+        };
+        link().with_context(|| format!("making link {} to {}", path.display(), to.display()))
+    }
+
+    /// Syncs every directory that was made, and those that the topmost ones were made in.
+    pub(crate) fn sync_directories(&self) -> Result<()> {
+        if !self.sync {
+            return Ok(());
+        }
+        let directories = self.directories.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for path in directories {
+            let sync = || File::open(&path)?.sync_all();
+            sync().with_context(|| format!("syncing directory {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Adds the path, and a remedy where there is one.
+pub(crate) fn explain(error: io::Error, path: &Path) -> anyhow::Error {
+    let remedy = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            ": free space there, or restore to another place"
+        }
+        io::ErrorKind::PermissionDenied => ": run as a user who may write there",
+        _ => "",
+    };
+    let message = format!("writing {}{remedy}", path.display());
+    anyhow::Error::new(error).context(message)
+}
+
+/// The highest directory of `path` that does not exist yet.
+fn topmost_missing(path: &Path) -> PathBuf {
+    let missing = path.ancestors().take_while(|ancestor| std::fs::symlink_metadata(ancestor).is_err());
+    missing.last().unwrap_or(path).to_path_buf()
+}
+
+/// What a failed restore takes back when it is dropped, however it ended.
+#[derive(Debug, Default)]
+pub(crate) struct Undo {
+    made: Vec<Made>,
+}
+
+#[derive(Debug)]
+enum Made {
+    /// A directory that was not there.
+    Directory(PathBuf),
+    /// The contents of a directory that was there and empty.
+    Contents(PathBuf),
+}
+
+impl Undo {
+    fn remove(&mut self, path: PathBuf) {
+        self.made.push(Made::Directory(path));
+    }
+
+    fn empty_again(&mut self, path: &Path) {
+        self.made.push(Made::Contents(path.to_path_buf()));
+    }
+
+    /// The restore is complete: nothing will be taken back.
+    pub(crate) fn keep(&mut self) {
+        self.made.clear();
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        for made in self.made.drain(..).rev() {
+            let (removed, path) = match &made {
+                Made::Directory(path) => (std::fs::remove_dir_all(path), path),
+                Made::Contents(path) => (remove_contents(path), path),
+            };
+            match removed {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::error!(
+                        "{} could not be removed again: {error}; remove it by hand",
+                        path.display()
+                    );
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn remove_contents(directory: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(root: &Path) -> Target {
+        Target::new(root, false, None, true)
+    }
+
+    #[test]
+    fn a_directory_that_is_not_empty_is_refused_and_untouched() {
+        let home = tempfile::tempdir().expect("temporary directory");
+        std::fs::write(home.path().join("mine"), "x").expect("file");
+        let mut undo = Undo::default();
+        let error = target(home.path()).claim(home.path(), "target", &mut undo).expect_err("not empty");
+        assert!(error.to_string().contains("mine"), "{error}");
+        drop(undo);
+        assert!(home.path().join("mine").exists());
+    }
+
+    #[test]
+    fn what_was_made_is_gone_after_a_failure_with_the_parents_that_were_made() {
+        let home = tempfile::tempdir().expect("temporary directory");
+        let root = home.path().join("a/b/data");
+        let mut undo = Undo::default();
+        let target = target(&root);
+        target.claim(&root, "target", &mut undo).expect("makes it");
+        target.make_directory("base/5").expect("makes it");
+        target.write("base/5/1", b"x").expect("writes it");
+        drop(undo);
+        assert!(!home.path().join("a").exists() && home.path().exists());
+    }
+
+    #[test]
+    fn an_empty_directory_stays_and_is_empty_again_after_a_failure() {
+        let home = tempfile::tempdir().expect("temporary directory");
+        let mut undo = Undo::default();
+        let target = target(home.path());
+        target.claim(home.path(), "target", &mut undo).expect("takes it");
+        target.make_directory("base").expect("makes it");
+        target.write("PG_VERSION", b"15\n").expect("writes it");
+        target.link("link", Path::new("/")).expect("links it");
+        drop(undo);
+        assert_eq!(std::fs::read_dir(home.path()).expect("still there").count(), 0);
+    }
+
+    #[test]
+    fn what_is_kept_has_the_modes_that_postgresql_asks_for() {
+        let home = tempfile::tempdir().expect("temporary directory");
+        for (group_access, directory, file) in [(false, 0o700, 0o600), (true, 0o750, 0o640)] {
+            let root = home.path().join(format!("{group_access}"));
+            let mut undo = Undo::default();
+            let target = Target::new(&root, group_access, None, false);
+            target.claim(&root, "target", &mut undo).expect("makes it");
+            target.write("PG_VERSION", b"15\n").expect("writes it");
+            target.sync_directories().expect("nothing to do");
+            undo.keep();
+            drop(undo);
+            let mode = |path: &Path| std::fs::metadata(path).expect("kept").permissions().mode() & 0o777;
+            assert_eq!(mode(&root), directory);
+            assert_eq!(mode(&root.join("PG_VERSION")), file);
+        }
+    }
+
+    #[test]
+    fn a_file_is_never_overwritten() {
+        let home = tempfile::tempdir().expect("temporary directory");
+        let target = target(home.path());
+        target.write("x", b"1").expect("new");
+        let error = target.write("x", b"2").expect_err("there already");
+        assert!(error.to_string().contains("/x"), "{error}");
+    }
+}
