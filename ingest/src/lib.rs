@@ -1,4 +1,9 @@
 //! WAL in, keyed values out: the raw archive, what each WAL record changes, the slicer that turns segments into
 //! layers and commits them, and the base image that slicing begins at.
 
+pub mod archive;
+pub mod base;
+pub mod error;
 pub mod model;
+
+pub use error::IngestError;

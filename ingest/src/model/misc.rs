@@ -2,13 +2,14 @@
 
 use super::codec::{ModelError, Reader, Writer};
 use bytes::Bytes;
+use zenith_pgformat::slru::{FIRST_NORMAL_XID, PAGES_PER_SEGMENT, xid_advance};
 use zenith_pgformat::{Lsn, Xid};
 
-/// Pages in one SLRU segment file (`SLRU_PAGES_PER_SEGMENT`, access/slru.h).
-pub const SLRU_PAGES_PER_SEGMENT: u32 = 32;
-
-/// The value of `KeyClass::SlruSize`: the segment file exists with this many pages. A page below the size that
-/// has no row is zeros. A tombstone says that the file is gone, and its pages with it.
+/// The value of `KeyClass::SlruSize`: the segment file exists with this many pages. A tombstone says that the file
+/// is gone, and its pages with it.
+///
+/// A page that a base image did not store is zeros; a page that came later begins with a whole page
+/// (`Value::Page`), pages that growth skipped included, so nothing older than the file shows through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SlruSize {
     /// 0 to 32.
@@ -25,7 +26,7 @@ impl SlruSize {
     pub fn decode(bytes: &[u8]) -> Result<SlruSize, ModelError> {
         let mut reader = Reader::new("SLRU segment size", 1, bytes)?;
         let pages = reader.varint32()?;
-        if pages > SLRU_PAGES_PER_SEGMENT {
+        if pages > PAGES_PER_SEGMENT {
             return Err(reader.malformed("more pages than a segment has"));
         }
         reader.finish()?;
@@ -36,9 +37,6 @@ impl SlruSize {
 /// The value of `KeyClass::NextXid`: the next transaction id with its epoch (`FullTransactionId`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct NextXid(pub u64);
-
-/// `FirstNormalTransactionId`, access/transam.h.
-pub(crate) const FIRST_NORMAL_XID: Xid = 3;
 
 impl NextXid {
     /// Version 1: the 64-bit id, little endian.
@@ -68,10 +66,7 @@ impl NextXid {
         if xid < FIRST_NORMAL_XID || (xid.wrapping_sub(next) as i32) < 0 {
             return self;
         }
-        let advanced = match xid.wrapping_add(1) {
-            special if special < FIRST_NORMAL_XID => FIRST_NORMAL_XID,
-            normal => normal,
-        };
+        let advanced = xid_advance(xid);
         let epoch = (self.0 >> 32).wrapping_add(u64::from(advanced < next));
         NextXid(epoch << 32 | u64::from(advanced))
     }

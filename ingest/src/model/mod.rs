@@ -12,6 +12,5 @@ mod relation;
 
 pub use codec::ModelError;
 pub use database::{Alias, Database, Tablespace};
-pub(crate) use misc::FIRST_NORMAL_XID;
-pub use misc::{NextXid, Parameters, ReplOrigin, SLRU_PAGES_PER_SEGMENT, SlruSize};
+pub use misc::{NextXid, Parameters, ReplOrigin, SlruSize};
 pub use relation::{RelEvent, RelSize};

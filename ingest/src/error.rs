@@ -1,0 +1,186 @@
+//! What stops ingest, and what to do about it (I9: it stops rather than guesses).
+
+use crate::archive::ArchiveError;
+use crate::model::ModelError;
+use zenith_layers::{Key, LayerError};
+use zenith_pgformat::checkpoint::CheckPointError;
+use zenith_pgformat::two_phase::TwoPhaseError;
+use zenith_pgformat::wal::{RmgrId, WalError};
+use zenith_pgformat::{Lsn, Tli};
+use zenith_store::StoreError;
+
+/// An error of turning WAL into values.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum IngestError {
+    /// WAL that cannot be read, or a record type that PostgreSQL 15 does not have.
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    /// A resource manager of an extension that does more than change blocks.
+    #[error(
+        "record at {lsn} of the extension resource manager {rmgr} (info {info:02X}) has no block reference: \
+         what it changes is not known here, so slicing stops; remove the extension or leave this cluster to \
+         other tools"
+    )]
+    CustomRmgr {
+        /// Where the record starts.
+        lsn: Lsn,
+        /// Which one.
+        rmgr: RmgrId,
+        /// Its `xl_info`.
+        info: u8,
+    },
+    /// A record whose content contradicts itself.
+    #[error("record at {lsn} ({rmgr}, info {info:02X}): {what}")]
+    Record {
+        /// Where the record starts.
+        lsn: Lsn,
+        /// Its resource manager.
+        rmgr: RmgrId,
+        /// Its `xl_info`.
+        info: u8,
+        /// What is wrong.
+        what: String,
+    },
+    /// A record needs a page that does not exist (PostgreSQL: "WAL contains references to invalid pages").
+    #[error(
+        "record at {lsn} ({rmgr}) changes {page}, which does not exist: the WAL and the base image do not belong \
+         together, or a part of the WAL is missing; take a new base image"
+    )]
+    MissingPage {
+        /// Where the record starts.
+        lsn: Lsn,
+        /// Its resource manager.
+        rmgr: RmgrId,
+        /// The page.
+        page: Key,
+    },
+    /// Pages that were missing inside a base image's fuzzy window and that no record explained away.
+    #[error(
+        "at the end of the base image, {at}, {count} page(s) that records changed never came to exist, the first of \
+         them {first} (changed at {lsn}): the image and the WAL do not belong together; take a new base image"
+    )]
+    InvalidPages {
+        /// The end of the base image.
+        at: Lsn,
+        /// How many.
+        count: usize,
+        /// The first of them.
+        first: Key,
+        /// The first record that changed it.
+        lsn: Lsn,
+    },
+    /// More missing pages in a fuzzy window than can be remembered.
+    #[error(
+        "at {lsn}: more than {limit} pages changed by the WAL do not exist in the base image; take a new one"
+    )]
+    TooManyInvalidPages {
+        /// Where.
+        lsn: Lsn,
+        /// The bound.
+        limit: usize,
+    },
+    /// A state that every timeline has is not in its layers.
+    #[error("the layers hold no {0} at {1}: the base image is incomplete; take a new one")]
+    MissingState(Key, Lsn),
+    /// Two values of one key at one LSN: a mistake of this program.
+    #[error("the record that ends at {lsn} gave two values of {key}: please report this")]
+    Duplicate {
+        /// The record's end.
+        lsn: Lsn,
+        /// The key.
+        key: Key,
+    },
+    /// A state was asked for that was not loaded: a mistake of this program.
+    #[error("{0} was not loaded before the record that needs it: please report this")]
+    NotLoaded(Key),
+    /// A state value that cannot be decoded.
+    #[error("{key} at {lsn}: {source}")]
+    Model {
+        /// Whose value.
+        key: Key,
+        /// Of which LSN.
+        lsn: Lsn,
+        /// What is wrong.
+        source: ModelError,
+    },
+    /// The timeline went on from a point that was sliced past.
+    #[error(
+        "the archive holds the history of timeline {tli}, which leaves timeline {from} at {switch}, but timeline \
+         {from} is sliced to {sliced} already: what is sliced is never rewritten. Make a branch at {switch} and archive \
+         the server of timeline {tli} to it"
+    )]
+    Diverged {
+        /// The new timeline.
+        tli: Tli,
+        /// The one that was sliced.
+        from: Tli,
+        /// Where they part.
+        switch: Lsn,
+        /// How far slicing went.
+        sliced: Lsn,
+    },
+    /// Two histories claim to continue this one.
+    #[error(
+        "the archive holds the histories of timelines {first} and {second}, and neither continues the other: two \
+         servers archive to one timeline. Give one of them a timeline of its own"
+    )]
+    TwoHistories {
+        /// One.
+        first: Tli,
+        /// The other.
+        second: Tli,
+    },
+    /// The archive does not hold what the manifest says was sliced.
+    #[error(
+        "{name} is not in the archive, but slicing must begin in it (at {lsn}): archive it, or take a new base image"
+    )]
+    NoSegment {
+        /// The segment.
+        name: String,
+        /// Where slicing stands.
+        lsn: Lsn,
+    },
+    /// Slicing was asked for before there is anything to begin with.
+    #[error("the timeline has no base image: take one with zenith_push base")]
+    NoBase,
+    /// The archive.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// Layers.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The manifest, told by the sink.
+    #[error("{0}")]
+    Sink(String),
+    /// Local work failed: a task that ended early, say.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl IngestError {
+    /// A record whose content contradicts itself.
+    pub(crate) fn record(record: &zenith_pgformat::wal::Record, what: impl ToString) -> IngestError {
+        IngestError::Record { lsn: record.lsn, rmgr: record.rmgr, info: record.info, what: what.to_string() }
+    }
+}
+
+/// What the small formats say about a record's content, with the record's name.
+pub(crate) trait InRecord<T> {
+    /// Adds the record.
+    fn of(self, record: &zenith_pgformat::wal::Record) -> Result<T, IngestError>;
+}
+
+impl<T> InRecord<T> for Result<T, CheckPointError> {
+    fn of(self, record: &zenith_pgformat::wal::Record) -> Result<T, IngestError> {
+        self.map_err(|e| IngestError::record(record, e))
+    }
+}
+
+impl<T> InRecord<T> for Result<T, TwoPhaseError> {
+    fn of(self, record: &zenith_pgformat::wal::Record) -> Result<T, IngestError> {
+        self.map_err(|e| IngestError::record(record, e))
+    }
+}
