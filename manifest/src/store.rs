@@ -96,11 +96,10 @@ impl ManifestStore {
 
     /// All layers that a root names, those of index pages first.
     pub async fn layers(&self, root: &Root) -> Result<Vec<LayerEntry>, ManifestError> {
-        let pages: Vec<Arc<Vec<LayerEntry>>> = futures::stream::iter(root.pages.iter())
-            .map(|page| self.page(page))
-            .buffered(PAGES_PARALLEL)
-            .try_collect()
-            .await?;
+        // Collected first: a stream over borrowed pages is not `Send` inside a boxed future.
+        let pages: Vec<_> = root.pages.iter().map(|page| self.page(page)).collect();
+        let pages: Vec<Arc<Vec<LayerEntry>>> =
+            futures::stream::iter(pages).buffered(PAGES_PARALLEL).try_collect().await?;
         let mut cached = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
         cached.retain(|id, _| root.pages.iter().any(|page| page.id == *id));
         drop(cached);

@@ -1,1 +1,30 @@
-//! x
+//! A timeline at an LSN: any page, relation sizes, listings, small files, and what a restore target means.
+//!
+//! [`Timeline::open`] reads one manifest version; [`Timeline::snapshot`] gives the state at an LSN (I8: one answer from any
+//! reader, cache state and arrangement of layers); [`Timeline::resolve`] turns a restore target into that LSN. Nothing
+//! here writes to the store.
+
+mod assemble;
+pub mod error;
+pub mod explain;
+pub mod options;
+pub mod pages;
+mod plan;
+pub mod relations;
+mod slru;
+pub mod snapshot;
+mod tail;
+pub mod target;
+pub mod time;
+pub mod timeline;
+pub mod wal;
+
+pub use error::{ReadError, TargetError};
+pub use explain::{ExplainedLayer, ExplainedRow, Explanation, PageStart};
+pub use options::{ReaderCaches, ReaderOptions, RedoSource, TimelineRef};
+pub use pages::MAX_BLOCKS;
+pub use relations::Relation;
+pub use snapshot::{DatabaseEntry, Snapshot};
+pub use target::{Resolved, RestorePoint, Target};
+pub use timeline::{Readable, Timeline};
+pub use wal::LastRecord;

@@ -1,0 +1,248 @@
+//! From the rows of one page to the page: pure but for redo itself, which the caller does in batches.
+//!
+//! Full-page images are restored here, and edits that stand alone are applied here; what needs PostgreSQL's redo is
+//! handed out by [`Build::next_request`], and the page comes back through [`Build::took`].
+
+use crate::error::ReadError;
+use bytes::Bytes;
+use std::collections::VecDeque;
+use zenith_layers::{Key, KeyClass, Row, Value};
+use zenith_pgformat::wal::{Record, image};
+use zenith_pgformat::{BLCKSZ, Fork, Lsn, Page, page};
+use zenith_redo::native::Edit;
+use zenith_redo::{Change, ChangeBody, PageRequest};
+
+/// A page of zeros to hand out.
+pub(crate) static ZEROS: Page = [0; BLCKSZ];
+
+/// Whether redo logs hint bits, by LSN: they are with data checksums or `wal_log_hints`, and then some records
+/// stamp pages that they otherwise leave alone (PROTOCOLS.md §3, "Redo follows PostgreSQL").
+#[derive(Clone, Debug)]
+pub(crate) struct HintLogging {
+    checksums: bool,
+    first: bool,
+    changes: Vec<(Lsn, bool)>,
+}
+
+impl HintLogging {
+    /// `first`: `wal_log_hints` at the base image; `changes`: what it became, by ascending end LSN of the record.
+    pub(crate) fn new(checksums: bool, first: bool, changes: Vec<(Lsn, bool)>) -> HintLogging {
+        HintLogging { checksums, first, changes }
+    }
+
+    /// For the record that ends at `lsn`.
+    pub(crate) fn at(&self, lsn: Lsn) -> bool {
+        let before = self.changes.partition_point(|(changed, _)| *changed < lsn);
+        let logged = before.checked_sub(1).and_then(|last| self.changes.get(last));
+        self.checksums || logged.map_or(self.first, |(_, on)| *on)
+    }
+}
+
+/// What a page begins as when its rows do not start a history.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Absent {
+    /// A page of zeros: skipped by growth, or a hole of the base image.
+    Zeros,
+    /// Nobody knows (I9).
+    Lost,
+}
+
+/// Consecutive changes that one request to redo can hold.
+#[derive(Debug)]
+struct Run {
+    /// The block as the records of the run know it: a copied database keeps its source's records.
+    target: Key,
+    hints_logged: bool,
+    changes: Vec<Change>,
+}
+
+impl Run {
+    fn needs_redo(&self) -> bool {
+        self.changes.iter().any(|change| matches!(change.body, ChangeBody::Record(_)))
+    }
+}
+
+/// A page being built.
+#[derive(Debug)]
+pub(crate) struct Build {
+    key: Key,
+    page: Option<Box<Page>>,
+    runs: VecDeque<Run>,
+}
+
+impl Build {
+    /// From the visible rows, newest first, down to the one that starts the history if there is one.
+    pub(crate) fn new(
+        key: Key,
+        upto: Lsn,
+        rows: Vec<Row>,
+        absent: Absent,
+        hints: &HintLogging,
+    ) -> Result<Build, ReadError> {
+        let mut build = Build { key, page: None, runs: VecDeque::new() };
+        match rows.last().map(|row| row.value.starts_history()) {
+            Some(true) => {}
+            _ if absent == Absent::Zeros => build.page = Some(Box::new(ZEROS)),
+            _ => return Err(ReadError::LostBase { key, lsn: upto }),
+        }
+        for row in rows.into_iter().rev() {
+            build.add(row, hints)?;
+        }
+        Ok(build)
+    }
+
+    /// A page that nothing is to be applied to.
+    pub(crate) fn whole(key: Key, page: Box<Page>) -> Build {
+        Build { key, page: Some(page), runs: VecDeque::new() }
+    }
+
+    /// Which page.
+    pub(crate) fn key(&self) -> Key {
+        self.key
+    }
+
+    fn add(&mut self, row: Row, hints: &HintLogging) -> Result<(), ReadError> {
+        let Row { key, lsn, value, .. } = row;
+        let change = match value {
+            Value::Page(bytes) => {
+                self.runs.clear();
+                self.page = Some(decode_page(key, lsn, &bytes)?);
+                return Ok(());
+            }
+            Value::InitRecord(raw) => {
+                self.runs.clear();
+                self.page = restore_image(key, lsn, &raw)?;
+                if self.page.is_some() {
+                    return Ok(());
+                }
+                Change::record(lsn, raw)
+            }
+            Value::Record(raw) => Change::record(lsn, raw),
+            Value::Edit(bytes) => Change::edit(lsn, bytes),
+            Value::State(_) => return Err(bad(key, lsn, "a state where a page belongs")),
+            Value::Tombstone => return Err(bad(key, lsn, "a tombstone where a page belongs")),
+        };
+        let hints_logged = hints.at(lsn);
+        match self.runs.back_mut() {
+            Some(run) if run.hints_logged == hints_logged && run.target == key => run.changes.push(change),
+            _ => self.runs.push_back(Run { target: key, hints_logged, changes: vec![change] }),
+        }
+        Ok(())
+    }
+
+    /// Applies what can be applied here, and gives out the next request to redo; [`Build::took`] takes its answer.
+    /// `None`: the page is [`Build::done`].
+    pub(crate) fn next_request(&mut self) -> Result<Option<PageRequest>, ReadError> {
+        while let Some(run) = self.runs.pop_front() {
+            if run.needs_redo() {
+                let fork = Fork::from_number(run.target.fork)
+                    .filter(|_| run.target.class == KeyClass::RelBlock)
+                    .ok_or_else(|| bad(self.key, Lsn::INVALID, "a WAL record where none belongs"))?;
+                return Ok(Some(PageRequest {
+                    node: run.target.node(),
+                    fork,
+                    block: run.target.block,
+                    base: self.page.take().map(|page| Bytes::from_owner(page as Box<[u8]>)),
+                    changes: run.changes,
+                    hint_bits_logged: run.hints_logged,
+                }));
+            }
+            for change in run.changes {
+                self.edit(change.end, change.bytes())?;
+            }
+        }
+        Ok(None)
+    }
+
+    /// The page after the changes of the last request.
+    pub(crate) fn took(&mut self, page: Box<Page>) {
+        self.page = Some(page);
+    }
+
+    /// The page, once [`Build::next_request`] has answered `None`.
+    pub(crate) fn done(self, upto: Lsn, checksums: bool) -> Result<Bytes, ReadError> {
+        let page = self.page.ok_or(ReadError::LostBase { key: self.key, lsn: upto })?;
+        finish(self.key, page, upto, checksums)
+    }
+
+    /// The page as it is, for pages without header.
+    pub(crate) fn into_bytes(self) -> Result<Bytes, ReadError> {
+        let lost = ReadError::LostBase { key: self.key, lsn: Lsn::INVALID };
+        self.page.map(|page| Bytes::from_owner(page as Box<[u8]>)).ok_or(lost)
+    }
+
+    fn edit(&mut self, lsn: Lsn, bytes: &[u8]) -> Result<(), ReadError> {
+        let edit = Edit::decode(bytes).map_err(|error| bad(self.key, lsn, error))?;
+        let Some(page) = self.page.as_mut() else {
+            return Err(ReadError::LostBase { key: self.key, lsn });
+        };
+        edit.apply(page, lsn).map_err(|error| bad(self.key, lsn, error))
+    }
+}
+
+/// What PostgreSQL may be given (facts/stock-postgres.md §5): nothing newer than what was asked for, and with a
+/// checksum of its own where the cluster has them, because rebuilt pages carry a stale one.
+fn finish(key: Key, mut built: Box<Page>, upto: Lsn, checksums: bool) -> Result<Bytes, ReadError> {
+    if page::is_all_zeros(&built) {
+        return Ok(Bytes::from_static(&ZEROS));
+    }
+    let page_lsn = page::lsn(&built);
+    if page_lsn > upto {
+        return Err(ReadError::PageFromTheFuture { key, page_lsn, lsn: upto });
+    }
+    if checksums {
+        page::set_checksum(&mut built, key.block);
+    }
+    Ok(Bytes::from_owner(built as Box<[u8]>))
+}
+
+/// The newest image among the rows; zeros when there is none. For free-space maps, which are hints and which
+/// redo cannot reproduce.
+pub(crate) fn newest_image(key: Key, rows: &[Row]) -> Result<Box<Page>, ReadError> {
+    for row in rows {
+        let page = match &row.value {
+            Value::Page(bytes) => Some(decode_page(key, row.lsn, bytes)?),
+            Value::InitRecord(raw) => restore_image(key, row.lsn, raw)?,
+            _ => None,
+        };
+        if let Some(page) = page {
+            return Ok(page);
+        }
+    }
+    Ok(Box::new(ZEROS))
+}
+
+/// The payload of [`Value::Page`].
+fn decode_page(key: Key, lsn: Lsn, bytes: &[u8]) -> Result<Box<Page>, ReadError> {
+    if bytes.is_empty() {
+        return Ok(Box::new(ZEROS));
+    }
+    let page: Result<Page, _> = bytes.try_into();
+    let length = bytes.len();
+    page.map(Box::new).map_err(|_| bad(key, lsn, format!("a page of {length} bytes")))
+}
+
+/// The page that the record's image of this block restores to (`XLogReadBufferForRedoExtended`: the image gets
+/// the record's end as its LSN unless it is new). `None` when the record has no image to apply: it builds the
+/// page in its own way.
+fn restore_image(key: Key, end: Lsn, raw: &Bytes) -> Result<Option<Box<Page>>, ReadError> {
+    // A row does not say where its record started; only messages of the decoder use it.
+    let record = Record::decode(raw.clone(), end, end).map_err(|error| bad(key, end, error))?;
+    let mine = record
+        .blocks
+        .iter()
+        .find(|block| block.node == key.node() && block.fork as u8 == key.fork && block.block == key.block);
+    let Some(block) = mine else {
+        return Err(bad(key, end, "a record that does not refer to this block"));
+    };
+    let Some(found) = block.image.as_ref().filter(|image| image.apply) else { return Ok(None) };
+    let mut restored = image::restore(found).map_err(|error| bad(key, end, error))?;
+    if !page::is_new(&restored) {
+        page::set_lsn(&mut restored, end);
+    }
+    Ok(Some(restored))
+}
+
+fn bad(key: Key, lsn: Lsn, problem: impl ToString) -> ReadError {
+    ReadError::BadValue { key, lsn, problem: problem.to_string() }
+}

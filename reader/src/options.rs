@@ -1,0 +1,121 @@
+//! What a reader takes from its surroundings: caches, redo, a folder to work in.
+
+use crate::error::ReadError;
+use bytes::Bytes;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::OnceCell;
+use zenith_layers::{ByteCache, CacheOptions, Key, LayerCaches, MokaCache, Weighed};
+use zenith_manifest::BaseId;
+use zenith_pgformat::{BLCKSZ, Lsn};
+use zenith_redo::{RedoOptions, RedoPool};
+use zenith_store::{Env, TimelineId};
+
+/// Bytes for built pages unless told otherwise.
+const DEFAULT_PAGE_BYTES: u64 = 64 << 20;
+
+/// Which timeline.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TimelineRef {
+    /// By its name, "main" say.
+    Name(String),
+    /// By its id.
+    Id(TimelineId),
+}
+
+/// How a timeline is read.
+#[derive(Clone)]
+pub struct ReaderOptions {
+    /// Time and ids.
+    pub env: Env,
+    /// The caches, which any number of timelines may share.
+    pub caches: ReaderCaches,
+    /// PostgreSQL's redo.
+    pub redo: RedoSource,
+    /// Where WAL that is not sliced yet is sliced into, in a private folder of its own that goes with the
+    /// timeline. Created if need be.
+    pub work_dir: PathBuf,
+    /// The manifest version to read; `None`: the newest.
+    pub version: Option<u64>,
+}
+
+impl ReaderOptions {
+    /// The system's clock and ids, caches of the default size, redo as Debian's packages have it, the newest
+    /// manifest version.
+    pub fn new(work_dir: impl Into<PathBuf>) -> ReaderOptions {
+        ReaderOptions {
+            env: Env::system(),
+            caches: ReaderCaches::new(CacheOptions::default(), DEFAULT_PAGE_BYTES),
+            redo: RedoSource::lazy(RedoOptions::default()),
+            work_dir: work_dir.into(),
+            version: None,
+        }
+    }
+}
+
+/// Names a built page. `GetPage` of one key at one LSN has one answer whatever the layers' arrangement (I8), as long
+/// as the same base image is used: another one differs in hint bits. A page is kept under the LSN that was asked for:
+/// a later request LSN with the same answer is another entry, which costs memory and never correctness.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct PageKey {
+    pub(crate) timeline: TimelineId,
+    pub(crate) base: BaseId,
+    pub(crate) key: Key,
+    pub(crate) lsn: Lsn,
+}
+
+/// A built page in the cache.
+#[derive(Clone, Debug)]
+pub struct CachedPage(pub(crate) Bytes);
+
+impl Weighed for CachedPage {
+    fn weight(&self) -> usize {
+        BLCKSZ + size_of::<CachedPage>()
+    }
+}
+
+/// The caches of a process. A clone shares them.
+#[derive(Clone)]
+pub struct ReaderCaches {
+    pub(crate) layers: LayerCaches,
+    pub(crate) pages: Arc<dyn ByteCache<PageKey, CachedPage, ReadError>>,
+}
+
+impl ReaderCaches {
+    /// Empty ones: `layers` bounds what is kept of layers, `page_bytes` built pages.
+    pub fn new(layers: CacheOptions, page_bytes: u64) -> ReaderCaches {
+        let pages: MokaCache<PageKey, CachedPage> = MokaCache::new("pages", page_bytes);
+        ReaderCaches { layers: LayerCaches::new(layers), pages: Arc::new(pages) }
+    }
+}
+
+/// PostgreSQL's redo, started when the first page needs it. A clone is the same pool.
+#[derive(Clone)]
+pub struct RedoSource {
+    options: Arc<RedoOptions>,
+    pool: Arc<OnceCell<RedoPool>>,
+}
+
+impl RedoSource {
+    /// A pool that is started when it is needed.
+    pub fn lazy(options: RedoOptions) -> RedoSource {
+        RedoSource { options: Arc::new(options), pool: Arc::new(OnceCell::new()) }
+    }
+
+    /// A pool that runs already.
+    pub fn running(pool: RedoPool) -> RedoSource {
+        let cell = OnceCell::new_with(Some(pool));
+        RedoSource { options: Arc::new(RedoOptions::default()), pool: Arc::new(cell) }
+    }
+
+    /// The pool; starts it if need be. A failure is not remembered.
+    pub(crate) async fn pool(&self) -> Result<&RedoPool, ReadError> {
+        self.pool.get_or_try_init(|| self.start()).await
+    }
+
+    async fn start(&self) -> Result<RedoPool, ReadError> {
+        let options = RedoOptions::clone(&self.options);
+        let started = tokio::task::spawn_blocking(move || RedoPool::start(options)).await;
+        started.map_err(|error| ReadError::Interrupted(error.to_string()))?.map_err(ReadError::RedoStart)
+    }
+}
