@@ -15,20 +15,6 @@ pub enum IngestError {
     /// WAL that cannot be read, or a record type that PostgreSQL 15 does not have.
     #[error(transparent)]
     Wal(#[from] WalError),
-    /// A resource manager of an extension that does more than change blocks.
-    #[error(
-        "record at {lsn} of the extension resource manager {rmgr} (info {info:02X}) has no block reference: \
-         what it changes is not known here, so slicing stops; remove the extension or leave this cluster to \
-         other tools"
-    )]
-    CustomRmgr {
-        /// Where the record starts.
-        lsn: Lsn,
-        /// Which one.
-        rmgr: RmgrId,
-        /// Its `xl_info`.
-        info: u8,
-    },
     /// A record whose content contradicts itself.
     #[error("record at {lsn} ({rmgr}, info {info:02X}): {what}")]
     Record {

@@ -4,6 +4,7 @@
 pub mod archive;
 pub mod base;
 pub mod error;
+pub mod interpret;
 pub mod model;
 
 pub use error::IngestError;

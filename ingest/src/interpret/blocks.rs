@@ -13,14 +13,11 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use zenith_layers::{Key, Value};
 use zenith_pgformat::page;
+use zenith_pgformat::wal::heap::XLOG_HEAP2_VISIBLE;
 use zenith_pgformat::wal::{BlockImage, BlockRef, RmgrId, image, trim};
 use zenith_pgformat::{Fork, Lsn, RelNode};
 use zenith_redo::native::Edit;
 
-/// `XLOG_HEAP2_VISIBLE`, access/heapam_xlog.h.
-const HEAP2_VISIBLE: u8 = 0x40;
-/// `XLOG_HEAP_OPMASK`
-const HEAP_OPMASK: u8 = 0x70;
 /// `XLOG_GIN_SPLIT`, access/ginxlog.h.
 const GIN_SPLIT: u8 = 0x30;
 
@@ -70,7 +67,7 @@ fn may_extend(draft: &Draft<'_>, block: &BlockRef) -> bool {
 
 fn is_visible_map(draft: &Draft<'_>, block: &BlockRef) -> bool {
     let record = draft.record;
-    record.rmgr == RmgrId::HEAP2 && record.op() & HEAP_OPMASK == HEAP2_VISIBLE && block.id == 0
+    record.rmgr == RmgrId::HEAP2 && record.op() == XLOG_HEAP2_VISIBLE && block.id == 0
 }
 
 /// The references whose page does not exist and that do not bring it.
@@ -134,7 +131,8 @@ fn value(draft: &Draft<'_>, index: usize, block: &BlockRef) -> Result<Value, Ing
     if record.rmgr == RmgrId::GIN && record.op() == GIN_SPLIT && block.id == 3 {
         return Ok(Value::Edit(Edit::GinFinishSplit.encode()));
     }
-    let trimmed = trim::for_block(record, index);
+    // A copy of its own: a record that needs no trimming is a slice of the segment it was read from.
+    let trimmed = Bytes::copy_from_slice(&trim::for_block(record, index));
     Ok(if block.will_init { Value::InitRecord(trimmed) } else { Value::Record(trimmed) })
 }
 

@@ -13,7 +13,7 @@ use zenith_redo::native::Edit;
 
 pub(crate) fn interpret(draft: &mut Draft<'_>) -> Result<(), IngestError> {
     match commit_ts::parse(draft.record)? {
-        CommitTsRecord::ZeroPage(page) => draft.zero_slru_page(Slru::CommitTs, page),
+        CommitTsRecord::ZeroPage { page } => draft.zero_slru_page(Slru::CommitTs, page),
         CommitTsRecord::Truncate { page, oldest_xid } => {
             advance_oldest(draft, oldest_xid);
             for segment in draft.slru_segments(Slru::CommitTs) {
