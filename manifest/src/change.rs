@@ -418,3 +418,7 @@ fn begin_range(root: &mut Root, epoch: u64, at: Lsn, id: BaseId) -> Result<(), R
     begin_at(root, &base);
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "change_tests.rs"]
+mod tests;

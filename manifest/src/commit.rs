@@ -144,3 +144,7 @@ fn jitter(id: Uuid) -> f64 {
     let low = u32::try_from(id.as_u128() & u128::from(u32::MAX)).unwrap_or(0);
     f64::from(low) / f64::from(u32::MAX)
 }
+
+#[cfg(test)]
+#[path = "commit_tests.rs"]
+mod tests;

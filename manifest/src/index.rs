@@ -20,7 +20,7 @@ use uuid::Uuid;
 use zenith_pgformat::Lsn;
 
 /// The most entries of one page; larger histories have more pages.
-pub const PAGE_ENTRIES_MAX: usize = 65_536;
+pub const PAGE_ENTRIES_MAX: usize = 131_072;
 /// The largest page that is read.
 pub(crate) const PAGE_BYTES_MAX: u64 = 64 << 20;
 /// Format of the pages, in their key-value metadata as `zenith.format`.

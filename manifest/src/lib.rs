@@ -15,6 +15,8 @@ pub mod root;
 mod sequence;
 mod spill;
 pub mod store;
+#[cfg(test)]
+mod testing;
 
 pub use boundary::raise_boundary;
 pub use change::{Change, Refusal, Slice, apply};

@@ -314,3 +314,7 @@ fn check_name(name: &str) -> Result<(), NameError> {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
     if sound { Ok(()) } else { Err(NameError::Malformed { name: name.to_owned() }) }
 }
+
+#[cfg(test)]
+#[path = "names_tests.rs"]
+mod tests;

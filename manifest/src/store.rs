@@ -217,3 +217,7 @@ impl ManifestStore {
         Sequence { objects: &*self.objects, path: |n| self.paths.manifest(n), bytes_max: ROOT_BYTES_MAX }
     }
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;
