@@ -22,7 +22,7 @@ pub mod wal;
 pub use error::{ReadError, TargetError};
 pub use explain::{ExplainedLayer, ExplainedRow, Explanation, PageStart};
 pub use options::{ReaderCaches, ReaderOptions, RedoSource, TimelineRef};
-pub use pages::MAX_BLOCKS;
+pub use pages::{BlockRange, MAX_BLOCKS};
 pub use relations::Relation;
 pub use snapshot::{DatabaseEntry, Snapshot};
 pub use target::{Resolved, RestorePoint, Target};

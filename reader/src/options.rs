@@ -115,7 +115,7 @@ impl RedoSource {
 
     async fn start(&self) -> Result<RedoPool, ReadError> {
         let options = RedoOptions::clone(&self.options);
-        let started = tokio::task::spawn_blocking(move || RedoPool::start(options)).await;
+        let started = tokio::task::spawn_blocking(move || RedoPool::start(&options)).await;
         started.map_err(|error| ReadError::Interrupted(error.to_string()))?.map_err(ReadError::RedoStart)
     }
 }

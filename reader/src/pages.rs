@@ -3,7 +3,7 @@
 use crate::assemble::{Absent, Build, newest_image};
 use crate::error::ReadError;
 use crate::options::{CachedPage, PageKey};
-use crate::plan::{ForkPlan, Verdict};
+use crate::plan::{ForkPlan, Scope, Verdict};
 use crate::snapshot::{MAX_ROWS, Snapshot};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -13,6 +13,26 @@ use zenith_redo::RedoError;
 
 /// The most blocks that [`Snapshot::pages`] reads at once: 8 MB of pages.
 pub const MAX_BLOCKS: u32 = 1024;
+
+/// Blocks of one fork that follow one another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlockRange {
+    /// The relation.
+    pub node: RelNode,
+    /// The fork.
+    pub fork: Fork,
+    /// The first block.
+    pub from: u32,
+    /// How many.
+    pub count: u32,
+}
+
+impl BlockRange {
+    /// The last block; `None` if there is none.
+    fn last(&self) -> Option<u32> {
+        Some(self.from.saturating_add(self.count.checked_sub(1)?))
+    }
+}
 
 /// The visible rows of one block, newest first, over all scopes, and what it begins as if they do not say.
 #[derive(Debug)]
@@ -57,14 +77,28 @@ impl Snapshot {
         from: u32,
         count: u32,
     ) -> Result<Vec<Bytes>, ReadError> {
-        if count > MAX_BLOCKS {
-            return Err(ReadError::TooMany { asked: count, limit: MAX_BLOCKS });
+        self.page_ranges(&[BlockRange { node, fork, from, count }]).await
+    }
+
+    /// The pages of several ranges, one after the other, together at most [`MAX_BLOCKS`]: as [`Snapshot::pages`] for many
+    /// small relations.
+    pub async fn page_ranges(&self, ranges: &[BlockRange]) -> Result<Vec<Bytes>, ReadError> {
+        let asked = ranges.iter().fold(0u32, |sum, range| sum.saturating_add(range.count));
+        if asked > MAX_BLOCKS {
+            return Err(ReadError::TooMany { asked, limit: MAX_BLOCKS });
         }
-        let plan = self.plan_of(node, fork).await?;
-        let Some(after_first) = count.checked_sub(1) else { return Ok(Vec::new()) };
-        let last = from.saturating_add(after_first);
-        self.check_block(node, &plan, last)?;
-        self.read(node, &plan, from, last).await
+        let mut wanted = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            let plan = self.plan_of(range.node, range.fork).await?;
+            if let Some(last) = range.last() {
+                self.check_block(range.node, &plan, last)?;
+                wanted.push((*range, last, plan));
+            }
+        }
+        match wanted.as_slice() {
+            [(range, last, plan)] => self.read(range.node, plan, range.from, *last).await,
+            _ => self.read_together(&wanted).await,
+        }
     }
 
     pub(crate) async fn plan_of(&self, node: RelNode, fork: Fork) -> Result<Arc<ForkPlan>, ReadError> {
@@ -92,12 +126,40 @@ impl Snapshot {
         let mut from = from;
         loop {
             let (blocks, next) = self.gather(plan, from, last).await?;
-            pages.append(&mut self.build(node, plan, blocks).await?);
+            let mut builds = self.start(node, plan, blocks)?;
+            self.run(&mut builds).await?;
+            pages.append(&mut self.finish(builds)?);
             match next {
                 Some(next) if next > from && next <= last => from = next,
                 _ => return Ok(pages),
             }
         }
+    }
+
+    /// Blocks of several forks: one search of the layers for all, and one batch of redo.
+    async fn read_together(
+        &self,
+        wanted: &[(BlockRange, u32, Arc<ForkPlan>)],
+    ) -> Result<Vec<Bytes>, ReadError> {
+        let own = wanted.iter().filter_map(|(range, last, plan)| {
+            let scope = plan.scopes.first()?;
+            Some(KeyRange::blocks(scope.node, plan.fork, range.from, *last))
+        });
+        let histories = self.history_of(&own.collect::<Vec<_>>(), self.inner.lsn).await?;
+        let mut builds = Vec::new();
+        for (range, last, plan) in wanted {
+            let Some(own) = plan.scopes.first() else { continue };
+            let keys = KeyRange::blocks(own.node, plan.fork, range.from, *last);
+            let first = histories.partition_point(|history| history.key < keys.first);
+            let rest = histories.get(first..).unwrap_or_default();
+            let mine = rest.iter().take_while(|history| history.key <= keys.last);
+            let mut blocks = empty(range.from, *last);
+            mine.for_each(|history| add_rows(&mut blocks, history.key.block, history.rows.clone()));
+            self.go_on(plan, &mut blocks).await?;
+            builds.append(&mut self.start(range.node, plan, blocks)?);
+        }
+        self.run(&mut builds).await?;
+        self.finish(builds)
     }
 
     /// The visible rows of blocks from `from` on, and the block to go on with.
@@ -107,30 +169,35 @@ impl Snapshot {
         from: u32,
         last: u32,
     ) -> Result<(Vec<BlockRows>, Option<u32>), ReadError> {
-        let Some((own, copied)) = plan.scopes.split_first() else { return Ok((Vec::new(), None)) };
+        let Some(own) = plan.scopes.first() else { return Ok((Vec::new(), None)) };
         let layers = self.inner.timeline.layers();
         let range = KeyRange::blocks(own.node, plan.fork, from, last);
         let chunk = layers.history_chunk(range, own.upto, self.mode(own.upto), MAX_ROWS).await?;
         let next = chunk.rest.map(|rest| rest.first.block);
         let end = next.map_or(last, |next| next.saturating_sub(1).clamp(from, last));
-        let mut blocks: Vec<BlockRows> = (from..=end)
-            .map(|block| BlockRows { block, rows: Vec::new(), absent: Absent::Lost, settled: false })
-            .collect();
+        let mut blocks = empty(from, end);
         for history in chunk.histories {
-            add_rows(&mut blocks, from, history.key.block, history.rows);
+            add_rows(&mut blocks, history.key.block, history.rows);
         }
-        settle(&mut blocks, own, 0);
+        self.go_on(plan, &mut blocks).await?;
+        Ok((blocks, next))
+    }
+
+    /// From the rows of a fork's own scope to those of all scopes, the invisible ones taken out.
+    async fn go_on(&self, plan: &ForkPlan, blocks: &mut [BlockRows]) -> Result<(), ReadError> {
+        let Some((own, copied)) = plan.scopes.split_first() else { return Ok(()) };
+        blocks.iter_mut().for_each(|block| block.settle(own, 0));
         for scope in copied {
-            let ranges = open_ranges(&blocks, scope.node, plan.fork);
+            let ranges = open_ranges(blocks, scope.node, plan.fork);
             if ranges.is_empty() {
                 break;
             }
             let known: Vec<usize> = blocks.iter().map(|block| block.rows.len()).collect();
             for history in self.history_of(&ranges, scope.upto).await? {
-                add_rows(&mut blocks, from, history.key.block, history.rows);
+                add_rows(blocks, history.key.block, history.rows);
             }
-            for (block, known) in blocks.iter_mut().zip(known).filter(|(block, _)| !block.settled) {
-                settle(std::slice::from_mut(block), scope, known);
+            for (block, known) in blocks.iter_mut().zip(known) {
+                block.settle(scope, known);
             }
         }
         if blocks.iter().any(|block| !block.settled) {
@@ -139,7 +206,7 @@ impl Snapshot {
                 block.absent = Absent::Zeros;
             }
         }
-        Ok((blocks, next))
+        Ok(())
     }
 
     /// The page of one gathered block.
@@ -150,16 +217,12 @@ impl Snapshot {
         found: BlockRows,
     ) -> Result<Bytes, ReadError> {
         let key = Key::rel_block(node, plan.fork, found.block);
-        let mut pages = self.build(node, plan, vec![found]).await?;
-        pages.pop().ok_or(ReadError::LostBase { key, lsn: self.inner.lsn })
+        let mut builds = self.start(node, plan, vec![found])?;
+        self.run(&mut builds).await?;
+        self.finish(builds)?.pop().ok_or(ReadError::LostBase { key, lsn: self.inner.lsn })
     }
 
-    async fn build(
-        &self,
-        node: RelNode,
-        plan: &ForkPlan,
-        blocks: Vec<BlockRows>,
-    ) -> Result<Vec<Bytes>, ReadError> {
+    fn start(&self, node: RelNode, plan: &ForkPlan, blocks: Vec<BlockRows>) -> Result<Vec<Build>, ReadError> {
         let mut builds = Vec::with_capacity(blocks.len());
         for BlockRows { block, rows, absent, .. } in blocks {
             let key = Key::rel_block(node, plan.fork, block);
@@ -168,7 +231,10 @@ impl Snapshot {
                 _ => Build::new(key, self.inner.lsn, rows, absent, &self.inner.hints)?,
             });
         }
-        self.run(&mut builds).await?;
+        Ok(builds)
+    }
+
+    fn finish(&self, builds: Vec<Build>) -> Result<Vec<Bytes>, ReadError> {
         let (lsn, checksums) = (self.inner.lsn, self.data_checksums());
         builds.into_iter().map(|build| build.done(lsn, checksums)).collect()
     }
@@ -207,24 +273,35 @@ impl Snapshot {
     }
 }
 
-/// Appends a scope's rows to those of its block.
-fn add_rows(blocks: &mut [BlockRows], from: u32, block: u32, mut rows: Vec<Row>) {
-    let index = block.checked_sub(from).and_then(|index| usize::try_from(index).ok());
-    if let Some(found) = index.and_then(|index| blocks.get_mut(index)).filter(|found| !found.settled) {
-        found.rows.append(&mut rows);
+impl BlockRows {
+    /// Drops the rows of a scope (those from the `known`-th on) that are not visible, and notes what follows.
+    fn settle(&mut self, scope: &Scope, known: usize) {
+        if self.settled {
+            return;
+        }
+        let mut rows = self.rows.split_off(known.min(self.rows.len()));
+        match scope.block_floor(self.block).cut(&mut rows) {
+            Verdict::Started => self.settled = true,
+            Verdict::Ended(absent) => (self.settled, self.absent) = (true, absent),
+            Verdict::GoesOn => {}
+        }
+        self.rows.append(&mut rows);
     }
 }
 
-/// Drops the rows of a scope (those from the `known`-th on) that are not visible, and notes what follows.
-fn settle(blocks: &mut [BlockRows], scope: &crate::plan::Scope, known: usize) {
-    for block in blocks {
-        let mut rows = block.rows.split_off(known.min(block.rows.len()));
-        match scope.block_floor(block.block).cut(&mut rows) {
-            Verdict::Started => block.settled = true,
-            Verdict::Ended(absent) => (block.settled, block.absent) = (true, absent),
-            Verdict::GoesOn => {}
-        }
-        block.rows.append(&mut rows);
+/// Blocks of which nothing is known yet.
+fn empty(from: u32, last: u32) -> Vec<BlockRows> {
+    (from..=last)
+        .map(|block| BlockRows { block, rows: Vec::new(), absent: Absent::Lost, settled: false })
+        .collect()
+}
+
+/// Appends a scope's rows to those of their block.
+fn add_rows(blocks: &mut [BlockRows], block: u32, mut rows: Vec<Row>) {
+    let from = blocks.first().map_or(0, |first| first.block);
+    let index = block.checked_sub(from).and_then(|index| usize::try_from(index).ok());
+    if let Some(found) = index.and_then(|index| blocks.get_mut(index)).filter(|found| !found.settled) {
+        found.rows.append(&mut rows);
     }
 }
 

@@ -68,12 +68,29 @@ impl Snapshot {
                     continue;
                 }
                 let (key, fork) = (row.key, fork_of(&row)?);
-                let size = decode_size(row)?.map(|size| (fork, size.blocks));
-                found.entry((key.rel, key.fork)).or_insert(size);
+                let size = decode_size(row)?;
+                if let Some(size) = size.filter(|_| upto == self.inner.lsn) {
+                    self.remember(key.node(), fork, database, size).await;
+                }
+                found.entry((key.rel, key.fork)).or_insert(size.map(|size| (fork, size.blocks)));
             }
             range = chunk.rest;
         }
         Ok(())
+    }
+
+    /// Whoever lists relations is about to read them: the plan of a plain one is known from its size.
+    async fn remember(&self, node: RelNode, fork: Fork, database: Database, size: RelSize) {
+        let eventful = size.last_truncation.is_valid() || size.last_gap.is_valid();
+        if eventful || database.alias.is_some() {
+            return;
+        }
+        let floor = size.created.max(database.created);
+        let scopes = vec![Scope { node, upto: self.inner.lsn, floor, events: Vec::new() }];
+        let plan = ForkPlan { fork, blocks: size.blocks, scopes, base_blocks: OnceCell::new() };
+        let known = Box::pin(async move { Ok(CachedPlan(Some(Arc::new(plan)))) });
+        // Nothing is lost if the cache has no room.
+        drop(self.inner.plans.get_or_load((node, fork), known).await);
     }
 
     /// A fork's length in blocks; `None` if it does not exist.

@@ -50,14 +50,14 @@ mod tests {
             (60 * MICROS_PER_DAY, "2000-03-01T00:00:00Z"),
             (366 * MICROS_PER_DAY - 500_000, "2000-12-31T23:59:59.500000Z"),
             (848_671_379_000_000, "2026-11-22T14:02:59Z"),
-            (-36_525 * MICROS_PER_DAY, "1900-01-01T00:00:00Z"),
+            (-36_524 * MICROS_PER_DAY, "1900-01-01T00:00:00Z"),
         ] {
             assert_eq!(display(time), text);
         }
     }
 
     #[test]
-    fn no_time_at_all_panics() {
+    fn even_the_farthest_times_print() {
         assert!(display(i64::MAX).ends_with('Z'));
         assert!(display(i64::MIN).ends_with('Z'));
     }
