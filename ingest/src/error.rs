@@ -55,6 +55,19 @@ pub enum IngestError {
         /// The first record that changed it.
         lsn: Lsn,
     },
+    /// WAL past the end of a base image that it never ended.
+    #[error(
+        "the WAL from {redo} on does not hold the end of base image {base} (at {end}): it is not the WAL of the server \
+         that the image was taken of; take a new base image, or push this one to a timeline of its own"
+    )]
+    BaseEndNotMet {
+        /// The base image.
+        base: uuid::Uuid,
+        /// Where its WAL begins.
+        redo: Lsn,
+        /// Where it should end.
+        end: Lsn,
+    },
     /// More missing pages in a fuzzy window than can be remembered.
     #[error(
         "at {lsn}: more than {limit} pages changed by the WAL do not exist in the base image; take a new one"
@@ -138,6 +151,9 @@ pub enum IngestError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Another slicer took over (I6): stop, and do not take the role back.
+    #[error("{0}")]
+    Fenced(String),
     /// The manifest, told by the sink.
     #[error("{0}")]
     Sink(String),

@@ -6,5 +6,6 @@ pub mod base;
 pub mod error;
 pub mod interpret;
 pub mod model;
+pub mod slicer;
 
 pub use error::IngestError;

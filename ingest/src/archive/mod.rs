@@ -76,6 +76,26 @@ pub enum Stored {
     AlreadyThere,
 }
 
+/// A file's content, compressed before anything is known of the timeline that it goes to.
+#[derive(Clone, Debug)]
+pub struct Compressed {
+    content: Vec<u8>,
+    frame: Bytes,
+}
+
+impl Compressed {
+    /// Compresses; takes tens of milliseconds for a segment, so not in an async task.
+    pub fn new(content: Vec<u8>) -> std::io::Result<Compressed> {
+        let frame = frame::compress(&content)?;
+        Ok(Compressed { content, frame })
+    }
+
+    /// As it was.
+    pub fn content(&self) -> &[u8] {
+        &self.content
+    }
+}
+
 /// The raw WAL of one timeline. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct WalArchive {
@@ -115,11 +135,33 @@ impl WalArchive {
     /// again succeeds; other content fails and changes nothing, history files included.
     pub async fn put(&self, env: &Env, file: WalFile, content: &[u8]) -> Result<Stored, ArchiveError> {
         self.check(file, content).await?;
-        let path = self.path(file);
         let frame = frame::compress(content).map_err(|e| ArchiveError::Damaged {
             object: self.name(file),
             what: format!("it cannot be compressed: {e}"),
         })?;
+        self.create(env, file, content, frame).await
+    }
+
+    /// As [`WalArchive::put`], of a file that was compressed while the timeline was still being looked up.
+    pub async fn put_compressed(
+        &self,
+        env: &Env,
+        file: WalFile,
+        compressed: Compressed,
+    ) -> Result<Stored, ArchiveError> {
+        let Compressed { content, frame } = compressed;
+        self.check(file, &content).await?;
+        self.create(env, file, &content, frame).await
+    }
+
+    async fn create(
+        &self,
+        env: &Env,
+        file: WalFile,
+        content: &[u8],
+        frame: Bytes,
+    ) -> Result<Stored, ArchiveError> {
+        let path = self.path(file);
         let found = match zenith_store::create(&*self.objects, env, &path, frame).await? {
             Creation::Created => return Ok(Stored::Stored),
             Creation::Same => return Ok(Stored::AlreadyThere),

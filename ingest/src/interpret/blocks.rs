@@ -105,7 +105,8 @@ fn grow(draft: &mut Draft<'_>) -> Result<(), IngestError> {
         let mut size = draft.ensure_fork(node, fork)?;
         let mut gap: Option<(u32, u32)> = None;
         for (block, starts) in blocks {
-            let length = block.checked_add(1).ok_or_else(|| draft.error("a block number past the last one"))?;
+            let length =
+                block.checked_add(1).ok_or_else(|| draft.error("a block number past the last one"))?;
             // Without an image or an initialisation the block itself begins as zeros too.
             let zeros_to = if starts { block } else { length };
             if zeros_to > size.blocks {

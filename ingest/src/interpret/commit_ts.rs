@@ -66,11 +66,7 @@ pub(crate) fn activate(draft: &mut Draft<'_>) -> Result<(), IngestError> {
     let next = draft.next_xid().xid();
     let known = draft.checkpoint();
     if known.oldest_commit_ts_xid == 0 {
-        draft.set_checkpoint(CheckPoint {
-            oldest_commit_ts_xid: next,
-            newest_commit_ts_xid: next,
-            ..known
-        });
+        draft.set_checkpoint(CheckPoint { oldest_commit_ts_xid: next, newest_commit_ts_xid: next, ..known });
     }
     let page = page_of(next);
     if draft.slru_page_exists(Slru::CommitTs, page) {

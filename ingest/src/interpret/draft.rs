@@ -69,10 +69,18 @@ impl Changes {
             state.sizes.put(node, fork, size);
         }
         for (spc, exists) in self.tablespaces {
-            if exists { state.tablespaces.insert(spc) } else { state.tablespaces.remove(&spc) };
+            if exists {
+                state.tablespaces.insert(spc)
+            } else {
+                state.tablespaces.remove(&spc)
+            };
         }
         for (xid, exists) in self.two_phase {
-            if exists { state.two_phase.insert(xid) } else { state.two_phase.remove(&xid) };
+            if exists {
+                state.two_phase.insert(xid)
+            } else {
+                state.two_phase.remove(&xid)
+            };
         }
         for (origin, progress) in self.origins {
             match progress {
@@ -233,7 +241,12 @@ impl<'a> Draft<'a> {
         Ok(size)
     }
 
-    pub(crate) fn rel_event(&mut self, node: RelNode, fork: Fork, event: RelEvent) -> Result<(), IngestError> {
+    pub(crate) fn rel_event(
+        &mut self,
+        node: RelNode,
+        fork: Fork,
+        event: RelEvent,
+    ) -> Result<(), IngestError> {
         self.put(Key::rel_event(node, fork), Value::State(event.encode()))
     }
 

@@ -6,11 +6,11 @@ use crate::error::IngestError;
 use std::collections::BTreeMap;
 use zenith_layers::Slru;
 use zenith_pgformat::checkpoint::CheckPoint;
+use zenith_pgformat::slru::may_delete_segment;
 use zenith_pgformat::slru::multixact::{
     MEMBERS_PER_PAGE, OFFSETS_PER_PAGE, member_page, member_segments_removed, next_multi, offset_page,
     offset_page_precedes, offsets_cutoff_page,
 };
-use zenith_pgformat::slru::may_delete_segment;
 use zenith_pgformat::wal::multixact::{self, Create, MultiXactRecord, Truncate};
 use zenith_redo::native::{Edit, Member};
 

@@ -3,8 +3,8 @@
 use super::draft::Draft;
 use crate::error::IngestError;
 use bytes::Bytes;
-use zenith_pgformat::relmap::RelMap;
 use zenith_pgformat::rel::GLOBAL_TABLESPACE;
+use zenith_pgformat::relmap::RelMap;
 use zenith_pgformat::wal::relmap;
 
 pub(crate) fn interpret(draft: &mut Draft<'_>) -> Result<(), IngestError> {

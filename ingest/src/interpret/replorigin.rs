@@ -11,9 +11,7 @@ const DO_NOT_REPLICATE: u16 = u16::MAX;
 
 pub(crate) fn interpret(draft: &mut Draft<'_>) -> Result<(), IngestError> {
     match replorigin::parse(draft.record)? {
-        ReplOriginRecord::Set { node, remote_lsn, force } => {
-            advance(draft, node, remote_lsn, force)
-        }
+        ReplOriginRecord::Set { node, remote_lsn, force } => advance(draft, node, remote_lsn, force),
         ReplOriginRecord::Drop { node } => match draft.origin(node) {
             Some(_) => draft.set_origin(node, None),
             None => Ok(()),

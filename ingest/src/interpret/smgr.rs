@@ -4,9 +4,7 @@ use super::draft::Draft;
 use crate::error::IngestError;
 use crate::model::{RelEvent, RelSize};
 use zenith_layers::{Key, Value};
-use zenith_pgformat::wal::smgr::{
-    self, SMGR_TRUNCATE_FSM, SMGR_TRUNCATE_HEAP, SMGR_TRUNCATE_VM, SmgrRecord,
-};
+use zenith_pgformat::wal::smgr::{self, SMGR_TRUNCATE_FSM, SMGR_TRUNCATE_HEAP, SMGR_TRUNCATE_VM, SmgrRecord};
 use zenith_pgformat::{Fork, RelNode};
 use zenith_redo::native::{Edit, HEAP_BLOCKS_PER_MAP_PAGE};
 
@@ -58,13 +56,7 @@ fn truncate_visibility(
 }
 
 /// Cuts a fork; one that is shorter already stays (`mdtruncate` in recovery).
-fn cut(
-    draft: &mut Draft<'_>,
-    node: RelNode,
-    fork: Fork,
-    size: RelSize,
-    to: u32,
-) -> Result<(), IngestError> {
+fn cut(draft: &mut Draft<'_>, node: RelNode, fork: Fork, size: RelSize, to: u32) -> Result<(), IngestError> {
     if to >= size.blocks {
         return Ok(());
     }

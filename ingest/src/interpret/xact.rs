@@ -58,7 +58,11 @@ fn ended(
     let mut name = String::new();
     if completion.two_phase {
         draft.unprepare(xid)?;
-        name = completion.gid.as_deref().map(|gid| String::from_utf8_lossy(gid).into_owned()).unwrap_or_default();
+        name = completion
+            .gid
+            .as_deref()
+            .map(|gid| String::from_utf8_lossy(gid).into_owned())
+            .unwrap_or_default();
     }
     let subxacts = u32::try_from(completion.subxacts.len()).unwrap_or(u32::MAX);
     draft.event(kind, xid, completion.time, name, subxacts);

@@ -35,7 +35,8 @@ pub(crate) fn interpret(draft: &mut Draft<'_>) -> Result<(), IngestError> {
             draft.set_checkpoint(CheckPoint { full_page_writes, ..draft.checkpoint() });
         }
         XlogRecord::Fpi => {
-            if draft.record.blocks.iter().any(|block| !block.image.as_ref().is_some_and(|image| image.apply)) {
+            if draft.record.blocks.iter().any(|block| !block.image.as_ref().is_some_and(|image| image.apply))
+            {
                 return Err(draft.error("a full-page image record without an image"));
             }
             blocks::interpret_images(draft)?;
@@ -66,7 +67,8 @@ fn shutdown_checkpoint(draft: &mut Draft<'_>, record: &CheckPoint) {
 fn online_checkpoint(draft: &mut Draft<'_>, record: &CheckPoint) {
     let known = draft.checkpoint();
     draft.set_next_xid(draft.next_xid().max(NextXid(record.next_xid)));
-    let (next_multi, next_multi_offset) = later_next_multi(&known, record.next_multi, record.next_multi_offset);
+    let (next_multi, next_multi_offset) =
+        later_next_multi(&known, record.next_multi, record.next_multi_offset);
     let (oldest_multi, oldest_multi_db) = later_oldest_multi(&known, record);
     let (oldest_xid, oldest_xid_db) = if xid_precedes(known.oldest_xid, record.oldest_xid) {
         (record.oldest_xid, record.oldest_xid_db)
