@@ -1,7 +1,10 @@
 //! A cluster in a store in memory, made by hand: base images and slices of rows that a test writes down.
 
+#![allow(dead_code, reason = "every test file uses a part of it")]
+
 use bytes::Bytes;
 use std::sync::Arc;
+use zenith_ingest::archive::WalArchive;
 use zenith_ingest::model::{Alias, Database, Parameters, RelEvent, RelSize};
 use zenith_layers::{
     CacheOptions, Event, EventWriter, FinishedLayer, Key, LayerWriter, Row, Source, Value, WriterOptions,
@@ -12,6 +15,7 @@ use zenith_manifest::{
     SlicedPosition,
 };
 use zenith_pgformat::checkpoint::CheckPoint;
+use zenith_pgformat::wal_name::{WalFile, WalSegSize};
 use zenith_pgformat::{BLCKSZ, Fork, Lsn, RelNode, Tli, page};
 use zenith_reader::{ReadError, ReaderCaches, ReaderOptions, RedoSource, Timeline, TimelineRef};
 use zenith_redo::RedoOptions;
@@ -19,6 +23,8 @@ use zenith_store::{ClusterPaths, Env, Store, TimelineId, TimelinePaths};
 use zenith_testkit::env::test_env;
 
 pub(crate) const NODE: RelNode = RelNode { spc: 1663, db: 5, rel: 16384 };
+
+pub(crate) const SYSTEM: u64 = 7;
 
 /// One timeline of the cluster "main".
 pub(crate) struct World {
@@ -44,7 +50,7 @@ impl World {
         let identity = Identity {
             format: Identity::FORMAT,
             timeline: TimelineId(env.ids.fresh()),
-            system_identifier: 7,
+            system_identifier: SYSTEM,
             pg_major: 15,
             wal_segment_size: 1 << 20,
             block_size: 8192,
@@ -141,6 +147,15 @@ impl World {
         };
         self.manifest.commit(&Change::Slice(slice)).await.unwrap();
         self.sliced = to;
+    }
+
+    /// Archives WAL that begins at a segment's start, all whole segments of it.
+    pub(crate) async fn archive(&self, start: Lsn, bytes: &[u8]) {
+        let size = WalSegSize::new(u64::from(self.identity.wal_segment_size)).unwrap();
+        let archive = WalArchive::new(Arc::clone(&self.store.objects), self.paths.clone(), size, SYSTEM);
+        for (segment, content) in (size.segment_of(start)..).zip(bytes.chunks_exact(1 << 20)) {
+            archive.put(&self.env, WalFile::Segment { tli: self.tli, segment }, content).await.unwrap();
+        }
     }
 
     /// WAL is missing from the sliced position to `base`.
