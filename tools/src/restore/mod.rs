@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod layout;
+pub mod snapshot;
 pub mod source;
 pub mod tablespaces;
 
@@ -21,15 +22,15 @@ use bytes::Bytes;
 use config::{Change, Host, Needs};
 use layout::{DIRECTORIES, Owner, Target, Undo};
 use relations::{PageRules, Plan};
-use source::{Facts, SmallFile, Source};
+use source::{Facts, Source};
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tablespaces::{Placed, TablespaceMapping};
 use timeline::Timelines;
-use wal_segment::{Place, Run, Segment};
+use wal_segment::{Fork, Segment};
+use zenith_ingest::base::SmallFile;
 use zenith_pgformat::rel::GLOBAL_TABLESPACE;
 use zenith_pgformat::relmap::RelMap;
 use zenith_pgformat::wal_name::WalFile;
@@ -100,7 +101,7 @@ struct Prepared {
     facts: Facts,
     tli: Tli,
     timelines: Timelines,
-    run: Run,
+    checkpoint: Lsn,
     segments: Vec<Segment>,
     control: Bytes,
     files: BTreeMap<String, SmallFile>,
@@ -147,7 +148,7 @@ async fn prepare(
     let facts = source.facts().await?;
     let tli = options.tli.unwrap_or(facts.tli.saturating_add(1));
     let timelines = Timelines::read(source, &facts, tli, &options.reason).await?;
-    let (run, segments, control) = fabricate(source, &facts, tli, options.now).await?;
+    let (checkpoint, segments, control) = fabricate(source, &facts, tli, options.now).await?;
     let databases = source.databases().await?;
     let shared = source.relations(GLOBAL_TABLESPACE, 0).await?;
     let shared_sizes = shared.iter().filter(|fork| fork.fork == zenith_pgformat::Fork::Main);
@@ -163,7 +164,7 @@ async fn prepare(
         facts,
         tli,
         timelines,
-        run,
+        checkpoint,
         segments,
         control,
         files,
@@ -174,24 +175,25 @@ async fn prepare(
     })
 }
 
-/// The checkpoint record in its segments, and the control file that points to it.
+/// The checkpoint's position, its record in its segments, and the control file that points to it.
 async fn fabricate(
     source: &dyn Source,
     facts: &Facts,
     tli: Tli,
     now: i64,
-) -> Result<(Run, Vec<Segment>, Bytes)> {
-    let place = Place {
+) -> Result<(Lsn, Vec<Segment>, Bytes)> {
+    let fork = Fork {
+        lsn: facts.lsn,
+        last_record: facts.last_record,
         tli,
         system_identifier: facts.control.system_identifier,
         segment_size: facts.control.wal_segment_size,
     };
-    let at = place.record_position(facts.lsn)?;
+    let at = fork.record_position()?;
     let checkpoint = control::checkpoint(facts, at, tli, now)?;
-    let run = place.fabricate(facts.lsn, facts.last_record, &checkpoint)?;
-    let segments = place.segments(&source.segment_head().await?, &run)?;
+    let segments = fork.segments(&source.segment_head().await?, &checkpoint)?;
     let control = control::control_file(facts, checkpoint)?.encode();
-    Ok((run, segments, Bytes::from(control)))
+    Ok((at, segments, Bytes::from(control)))
 }
 
 /// Writes all contents. pg_control comes last: without it no server starts.
@@ -226,7 +228,10 @@ async fn fill(
     small_files::write_kept(target, &prepared.files)?;
     prepared.timelines.write(target)?;
     for segment in &prepared.segments {
-        write_segment(target, &prepared, segment)?;
+        let size = facts.control.wal_segment_size;
+        let name = WalFile::Segment { tli: prepared.tli, segment: segment.number }.name(size);
+        // In its full length, as PostgreSQL does: a full disk is noticed here and not at a commit.
+        target.write(&format!("pg_wal/{name}"), &segment.bytes)?;
     }
     target.write("global/pg_control", &prepared.control)?;
     Ok(report(&prepared, bytes, two_phase, changes))
@@ -236,7 +241,7 @@ fn report(prepared: &Prepared, bytes: u64, two_phase: usize, changes: Vec<Change
     let places = prepared.tablespaces.iter();
     Report {
         lsn: prepared.facts.lsn,
-        checkpoint: prepared.run.record,
+        checkpoint: prepared.checkpoint,
         tli: prepared.tli,
         parent_tli: prepared.facts.tli,
         forks: prepared.plan.forks(),
@@ -269,25 +274,6 @@ async fn write_relations(
 fn may_have_subscriptions(shared_map: &RelMap, sizes: &BTreeMap<Oid, u32>) -> bool {
     let file = shared_map.file_of(PG_SUBSCRIPTION);
     file.and_then(|file| sizes.get(&file)).is_some_and(|blocks| *blocks > 0)
-}
-
-/// Writes one segment in its full length: PostgreSQL, too, fills new segments with zeros, so that a disk that is full
-/// is noticed here and not at a commit.
-fn write_segment(target: &Target, prepared: &Prepared, segment: &Segment) -> Result<()> {
-    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
-    let size = prepared.facts.control.wal_segment_size;
-    let file_name = WalFile::Segment { tli: prepared.tli, segment: segment.number }.name(size);
-    let name = format!("pg_wal/{file_name}");
-    let failed = |error| layout::explain(error, &target.path(&name));
-    let mut file = target.create(&name, target.file_mode())?;
-    file.write_all(&segment.bytes).map_err(failed)?;
-    let mut missing = size.bytes().saturating_sub(segment.bytes.len() as u64);
-    while missing > 0 {
-        let part = missing.min(ZEROS.len() as u64);
-        file.write_all(ZEROS.get(..part as usize).unwrap_or_default()).map_err(failed)?;
-        missing -= part;
-    }
-    target.sync_file(&file, &name)
 }
 
 #[cfg(test)]

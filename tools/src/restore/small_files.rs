@@ -1,9 +1,10 @@
 //! Small files: those of the base image that still mean something at another LSN, and those that are made anew.
 
 use super::layout::Target;
-use super::source::{Facts, SmallFile, Source};
+use super::source::{Facts, Source};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
+use zenith_ingest::base::SmallFile;
 use zenith_pgformat::rel::{GLOBAL_TABLESPACE, RelFile, TABLESPACE_VERSION_DIRECTORY};
 use zenith_pgformat::relmap::{RELMAP_FILE, RelMap};
 use zenith_pgformat::{Lsn, Oid, two_phase};
@@ -82,7 +83,7 @@ pub(crate) fn write_kept(target: &Target, files: &BTreeMap<String, SmallFile>) -
         }
         // Its owner can always read and write.
         let mode = 0o600 | (file.mode & target.file_mode());
-        target.write_with_mode(path, &file.bytes, mode)?;
+        target.write_with_mode(path, &file.content, mode)?;
     }
     Ok(())
 }

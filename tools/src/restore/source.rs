@@ -3,6 +3,7 @@
 use anyhow::Result;
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use zenith_ingest::base::SmallFile;
 use zenith_ingest::model::Parameters;
 use zenith_layers::Slru;
 use zenith_pgformat::checkpoint::CheckPoint;
@@ -23,12 +24,13 @@ pub trait Source: Send + Sync {
     async fn history_file(&self, tli: Tli) -> Result<Option<Bytes>>;
     /// Raw WAL from the start of the segment that holds the LSN up to the LSN.
     async fn segment_head(&self) -> Result<Bytes>;
-    /// Databases as (tablespace, database), shared relations not among them.
+    /// Databases as (tablespace, database), in every tablespace in which they have anything; shared relations are not
+    /// among them.
     async fn databases(&self) -> Result<Vec<(Oid, Oid)>>;
     /// The forks of a database's relations in one tablespace; (1664, 0) for the shared ones.
     async fn relations(&self, spc: Oid, db: Oid) -> Result<Vec<ForkSize>>;
-    /// Tablespaces with their locations, the two built-in ones not among them. An empty location is one inside the
-    /// data directory (`allow_in_place_tablespaces`).
+    /// Tablespaces with their locations, the two built-in ones not among them. A location that is not absolute is one
+    /// inside the data directory (`allow_in_place_tablespaces`).
     async fn tablespaces(&self) -> Result<Vec<(Oid, String)>>;
     /// A database's `pg_filenode.map`; (1664, 0) for the shared one.
     async fn rel_map(&self, spc: Oid, db: Oid) -> Result<Option<Bytes>>;
@@ -61,15 +63,6 @@ pub struct Facts {
     pub next_xid: u64,
     /// The settings that the WAL tells.
     pub parameters: Parameters,
-}
-
-/// A small file of the base image.
-#[derive(Clone, Debug)]
-pub struct SmallFile {
-    /// Permission bits.
-    pub mode: u32,
-    /// Contents.
-    pub bytes: Bytes,
 }
 
 /// A fork that exists, and its length.

@@ -50,7 +50,7 @@ fn clean(path: &str) -> PathBuf {
 pub struct Placed {
     /// The tablespace.
     pub oid: Oid,
-    /// Where it was; empty for one inside the data directory.
+    /// Where it was; not absolute for one inside the data directory.
     pub old: String,
     /// Where it goes; `None` inside the data directory.
     pub new: Option<PathBuf>,

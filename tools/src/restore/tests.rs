@@ -1,6 +1,6 @@
 //! What the tests of several files here share, and the orchestration against a source that fails.
 
-use super::source::{Facts, ForkSize, PageRange, SmallFile, Source};
+use super::source::{Facts, ForkSize, PageRange, Source};
 use super::*;
 use std::path::Path;
 use zenith_ingest::model::Parameters;

@@ -3,23 +3,25 @@
 //! PostgreSQL lays out a promotion in the same way (`XLogFileCopy`, xlog.c): recovery that follows the fork reads the
 //! segment from the *new* timeline, so what lies before the fork must be in it.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use zenith_pgformat::checkpoint::CheckPoint;
 use zenith_pgformat::wal::RmgrId;
-use zenith_pgformat::wal::encode::encode_record;
-use zenith_pgformat::wal::page::{
-    LONG_HEADER, LongHeader, PageHeader, SHORT_HEADER, XLP_FIRST_IS_CONTRECORD,
-};
+use zenith_pgformat::wal::encode::{WalWriter, WriterStart};
+use zenith_pgformat::wal::page::{LONG_HEADER, PageHeader, SHORT_HEADER};
 use zenith_pgformat::wal_name::WalSegSize;
 use zenith_pgformat::{Lsn, Tli, XLOG_BLCKSZ};
 
 /// `XLOG_CHECKPOINT_SHUTDOWN` (catalog/pg_control.h).
 const CHECKPOINT_SHUTDOWN: u8 = 0x00;
 
-/// In which WAL the record is written.
+/// Where a timeline leaves its parent.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
+pub(crate) struct Fork {
+    /// The end of the parent's last record that is in.
+    pub(crate) lsn: Lsn,
+    /// Where that record starts.
+    pub(crate) last_record: Lsn,
     /// The new timeline.
     pub(crate) tli: Tli,
     /// The cluster.
@@ -28,104 +30,76 @@ pub(crate) struct Place {
     pub(crate) segment_size: WalSegSize,
 }
 
-/// WAL from a fork on: page headers and one record.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Run {
-    /// Where `bytes` begin: the fork.
-    pub(crate) from: Lsn,
-    /// Where the record starts.
-    pub(crate) record: Lsn,
-    /// Everything from the fork to the end of the record.
-    pub(crate) bytes: Vec<u8>,
-}
-
-/// One segment file's contents up to where zeros begin.
+/// One segment of the new timeline, in its full length.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Segment {
-    /// The segment's number.
+    /// Its number.
     pub(crate) number: u64,
-    /// Its first bytes; the rest of the file is zeros.
+    /// Its contents.
     pub(crate) bytes: Bytes,
 }
 
-impl Place {
-    /// Where the first record after `fork` starts: there, or past the header of the page that begins there.
+impl Fork {
+    /// Where the first record after the fork starts: there, or past the header of the page that begins there.
     ///
     /// # Errors
-    /// When no record can end at `fork`.
-    pub(crate) fn record_position(&self, fork: Lsn) -> Result<Lsn> {
-        let in_page = fork.0 % XLOG_BLCKSZ as u64;
-        let header = self.header_len(Lsn(fork.0 - in_page)) as u64;
-        let aligned = fork.is_valid() && fork == fork.max_align();
+    /// When no record can end at the fork.
+    pub(crate) fn record_position(&self) -> Result<Lsn> {
+        let in_page = self.lsn.0 % XLOG_BLCKSZ as u64;
+        let page = Lsn(self.lsn.0 - in_page);
+        let header = if self.segment_size.offset_of(page) == 0 { LONG_HEADER } else { SHORT_HEADER } as u64;
+        let aligned = self.lsn.is_valid() && self.lsn == self.lsn.max_align();
         if !aligned || (in_page > 0 && in_page < header) {
-            bail!("{fork} is not the end of a WAL record: choose the end of the last record before it");
+            bail!("{} is not the end of a WAL record: choose the end of the last record before it", self.lsn);
         }
-        if in_page == 0 { fork_after(fork, header) } else { Ok(fork) }
-    }
-
-    fn header_len(&self, page: Lsn) -> usize {
-        if self.segment_size.offset_of(page) == 0 { LONG_HEADER } else { SHORT_HEADER }
-    }
-
-    /// The shutdown checkpoint laid over pages from `fork` on. `prev` is the start of the last record before.
-    pub(crate) fn fabricate(&self, fork: Lsn, prev: Lsn, checkpoint: &CheckPoint) -> Result<Run> {
-        let start = self.record_position(fork)?;
-        if prev >= fork || !prev.is_valid() {
-            bail!("the last record before {fork} cannot start at {prev}");
+        if self.last_record >= self.lsn || !self.last_record.is_valid() {
+            bail!("the last record before {} cannot start at {}", self.lsn, self.last_record);
         }
-        let record = encode_record(RmgrId::XLOG, CHECKPOINT_SHUTDOWN, 0, prev, &checkpoint.encode());
-        Ok(Run { from: fork, record: start, bytes: self.lay(fork, &record)? })
+        let position = if in_page == 0 { self.lsn.checked_add(header) } else { Some(self.lsn) };
+        let within_reach = position.filter(|position| position.0 < u64::MAX - 2 * self.segment_size.bytes());
+        within_reach.with_context(|| format!("no WAL fits behind {}", self.lsn))
     }
 
-    /// Lays one record over pages (`CopyXLogRecordToWAL`, xlog.c), up to where the next one may start.
-    fn lay(&self, fork: Lsn, record: &[u8]) -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(record.len() + 2 * LONG_HEADER);
-        let mut rest = record;
-        while !rest.is_empty() {
-            let at = fork_after(fork, bytes.len() as u64)?;
-            let in_page = (at.0 % XLOG_BLCKSZ as u64) as usize;
-            if in_page == 0 {
-                let continued = if rest.len() == record.len() { 0 } else { rest.len() as u32 };
-                bytes.extend(self.page_header(at, continued).encode());
-                continue;
-            }
-            let (now, later) = rest.split_at(rest.len().min(XLOG_BLCKSZ - in_page));
-            bytes.extend_from_slice(now);
-            rest = later;
-        }
-        let end = fork_after(fork, bytes.len() as u64)?.max_align();
-        bytes.resize(end.since(fork) as usize, 0);
-        Ok(bytes)
-    }
-
-    fn page_header(&self, page: Lsn, continued: u32) -> PageHeader {
-        let long = (self.segment_size.offset_of(page) == 0).then(|| LongHeader {
+    /// The new timeline's segments: the parent's bytes from the start of the fork's segment (`head`), then the shutdown
+    /// checkpoint, whose redo position is its own. Two segments when the record crosses into the next one.
+    ///
+    /// # Errors
+    /// A head that is not this segment's, up to the fork, of this cluster.
+    pub(crate) fn segments(&self, head: &[u8], checkpoint: &CheckPoint) -> Result<Vec<Segment>> {
+        self.check_head(head)?;
+        let start = WriterStart {
+            lsn: self.lsn,
+            prev: self.last_record,
+            tli: self.tli,
+            seg_size: self.segment_size,
             system_identifier: self.system_identifier,
-            seg_size: self.segment_size.bytes() as u32,
-            xlog_blcksz: XLOG_BLCKSZ as u32,
-        });
-        let info = if continued > 0 { XLP_FIRST_IS_CONTRECORD } else { 0 };
-        PageHeader { info, tli: self.tli, page_addr: page, rem_len: continued, long }
-    }
-
-    /// The segment files: the parent's bytes (`head`, from the start of the fork's segment) and the run after them.
-    /// Two when the record crosses into the next segment.
-    pub(crate) fn segments(&self, head: &[u8], run: &Run) -> Result<Vec<Segment>> {
-        self.check_head(head, run.from)?;
+        };
+        let mut writer = WalWriter::continue_segment(start, head)?;
+        let placed = writer.append(RmgrId::XLOG, CHECKPOINT_SHUTDOWN, 0, &checkpoint.encode());
+        ensure!(
+            placed.lsn == checkpoint.redo,
+            "the checkpoint of {} was written at {}",
+            checkpoint.redo,
+            placed.lsn
+        );
+        let bytes = Bytes::from(writer.finish());
         let size = self.segment_size.bytes() as usize;
-        let whole = [head, &run.bytes].concat();
-        let first = self.segment_size.segment_of(run.from);
-        let parts = whole.chunks(size).zip(first..);
-        Ok(parts.map(|(part, number)| Segment { number, bytes: Bytes::copy_from_slice(part) }).collect())
+        let numbers = self.segment_size.segment_of(self.lsn)..;
+        let starts = (0..bytes.len()).step_by(size);
+        Ok(starts
+            .zip(numbers)
+            .map(|(from, number)| Segment { number, bytes: bytes.slice(from..from + size) })
+            .collect())
     }
 
     /// The parent's bytes must be of this cluster and stand where they belong.
-    fn check_head(&self, head: &[u8], fork: Lsn) -> Result<()> {
-        let start = self.segment_size.start_of(self.segment_size.segment_of(fork));
-        if head.len() as u64 != fork.since(start) {
+    fn check_head(&self, head: &[u8]) -> Result<()> {
+        let start = self.segment_size.start_of(self.segment_size.segment_of(self.lsn));
+        let length = self.lsn.since(start);
+        if head.len() as u64 != length {
             bail!(
-                "the WAL from {start} to {fork} is {} bytes, but {} were found: archive the whole segment first",
-                fork.since(start),
+                "the WAL from {start} to {} is {length} bytes, but {} were found: archive that segment first",
+                self.lsn,
                 head.len()
             );
         }
@@ -136,128 +110,121 @@ impl Place {
     }
 }
 
-fn fork_after(fork: Lsn, bytes: u64) -> Result<Lsn> {
-    match fork.checked_add(bytes) {
-        Some(lsn) => Ok(lsn),
-        None => bail!("no WAL fits behind {fork}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use zenith_pgformat::wal::page::{LongHeader, XLP_FIRST_IS_CONTRECORD};
 
     const SIZE: WalSegSize = WalSegSize::DEFAULT;
-    /// 24 bytes of header, 2 of data header, 88 of checkpoint, aligned.
-    const RECORD: u64 = 120;
 
-    fn place() -> Place {
-        Place { tli: 2, system_identifier: 77, segment_size: SIZE }
+    fn fork(lsn: u64) -> Fork {
+        Fork { lsn: Lsn(lsn), last_record: Lsn(lsn - 64), tli: 2, system_identifier: 77, segment_size: SIZE }
     }
 
-    fn fabricate(fork: u64) -> Run {
-        let place = place();
-        let at = place.record_position(Lsn(fork)).expect("end of a record");
-        let checkpoint = CheckPoint { redo: at, tli: 2, prev_tli: 1, ..CheckPoint::default() };
-        place.fabricate(Lsn(fork), Lsn(fork - 64), &checkpoint).expect("end of a record")
+    fn checkpoint(fork: &Fork) -> CheckPoint {
+        let redo = fork.record_position().expect("end of a record");
+        CheckPoint { redo, tli: 2, prev_tli: 1, ..CheckPoint::default() }
     }
 
-    fn header_at(run: &Run, page: u64) -> PageHeader {
-        let offset = (page - run.from.0) as usize;
-        PageHeader::decode(&run.bytes[offset..]).expect("a page header")
-    }
-
-    #[test]
-    fn a_record_inside_a_page_stands_at_the_fork() {
-        let run = fabricate(0x300_0100);
-        assert_eq!(run.record, Lsn(0x300_0100));
-        assert_eq!(run.bytes.len() as u64, RECORD);
-    }
-
-    #[test]
-    fn a_fork_between_pages_moves_past_the_short_header() {
-        let run = fabricate(0x300_2000);
-        assert_eq!(run.record, Lsn(0x300_2018));
-        let header = header_at(&run, 0x300_2000);
-        assert_eq!((header.tli, header.page_addr, header.rem_len), (2, Lsn(0x300_2000), 0));
-        assert!(header.long.is_none() && !header.has(XLP_FIRST_IS_CONTRECORD));
-    }
-
-    #[test]
-    fn a_fork_between_segments_moves_past_the_long_header() {
-        let run = fabricate(0x300_0000);
-        assert_eq!(run.record, Lsn(0x300_0028));
-        let long = header_at(&run, 0x300_0000).long.expect("a long header");
-        assert_eq!((long.system_identifier, long.seg_size), (77, 1 << 24));
-        let segments = place().segments(&[], &run).expect("nothing before");
-        assert_eq!(segments.len(), 1);
-        assert_eq!(segments[0].number, 3);
-    }
-
-    #[test]
-    fn a_record_that_crosses_a_page_goes_on_behind_a_header_that_says_so() {
-        let run = fabricate(0x300_1FF8);
-        assert_eq!(run.record, Lsn(0x300_1FF8));
-        let header = header_at(&run, 0x300_2000);
-        assert!(header.has(XLP_FIRST_IS_CONTRECORD));
-        assert_eq!(header.rem_len, 114 - 8);
-        assert_eq!(run.bytes.len() as u64, 8 + 24 + 112);
-    }
-
-    #[test]
-    fn a_record_that_crosses_a_segment_makes_two_files() {
-        let run = fabricate(0x3FF_FFE0);
-        let head = head_before(0x3FF_FFE0);
-        let segments = place().segments(&head, &run).expect("head fits");
-        assert_eq!(segments.iter().map(|segment| segment.number).collect::<Vec<_>>(), [3, 4]);
-        assert_eq!(segments[0].bytes.len() as u64, SIZE.bytes());
-        let header = PageHeader::decode(&segments[1].bytes).expect("a long header");
-        assert!(header.long.is_some());
-        assert_eq!(header.rem_len, 114 - 32);
-    }
-
-    /// A parent's segment up to `fork`: page headers, zeros between.
-    fn head_before(fork: u64) -> Vec<u8> {
-        let parent = Place { tli: 1, ..place() };
-        let start = SIZE.start_of(SIZE.segment_of(Lsn(fork))).0;
+    /// A parent's segment up to the fork: page headers, zeros between.
+    fn head(fork: &Fork) -> Vec<u8> {
+        let start = SIZE.start_of(SIZE.segment_of(fork.lsn));
         let mut head = Vec::new();
-        for page in (start..fork).step_by(XLOG_BLCKSZ) {
-            let mut bytes = parent.page_header(Lsn(page), 0).encode();
-            bytes.resize(XLOG_BLCKSZ.min((fork - page) as usize), 0);
+        for page in (start.0..fork.lsn.0).step_by(XLOG_BLCKSZ) {
+            let long = LongHeader { system_identifier: 77, seg_size: 1 << 24, xlog_blcksz: 8192 };
+            let long = (page == start.0).then_some(long);
+            let header = PageHeader { info: 0, tli: 1, page_addr: Lsn(page), rem_len: 0, long };
+            let mut bytes = header.encode();
+            bytes.resize(XLOG_BLCKSZ.min((fork.lsn.0 - page) as usize), 0);
             head.extend(bytes);
         }
         head
     }
 
-    #[test]
-    fn the_parents_bytes_stay_as_they_are() {
-        let head = head_before(0x300_2100);
-        let run = fabricate(0x300_2100);
-        let segments = place().segments(&head, &run).expect("head fits");
-        assert_eq!(segments[0].bytes[..head.len()], head);
-        assert_eq!(segments[0].bytes[head.len()..], run.bytes);
+    fn segments(lsn: u64) -> Vec<Segment> {
+        let fork = fork(lsn);
+        fork.segments(&head(&fork), &checkpoint(&fork)).expect("head fits")
+    }
+
+    fn header_at(segment: &Segment, offset: usize) -> PageHeader {
+        PageHeader::decode(&segment.bytes[offset..]).expect("a page header")
+    }
+
+    /// `xl_tot_len` and `xl_prev` of the record at an offset.
+    fn record_at(segment: &Segment, offset: usize) -> (u32, u64) {
+        let bytes = &segment.bytes[offset..];
+        (
+            u32::from_le_bytes(bytes[..4].try_into().expect("4")),
+            u64::from_le_bytes(bytes[8..16].try_into().expect("8")),
+        )
     }
 
     #[test]
-    fn a_head_that_is_cut_or_of_another_cluster_is_refused() {
-        let run = fabricate(0x300_2100);
-        let head = head_before(0x300_2100);
-        assert!(place().segments(&head[8..], &run).is_err());
-        assert!(place().segments(&[], &run).is_err());
-        let other = Place { system_identifier: 78, ..place() };
-        assert!(other.segments(&head, &run).is_err());
+    fn a_record_inside_a_page_stands_at_the_fork_behind_the_parents_bytes() {
+        let segments = segments(0x300_2100);
+        assert_eq!(segments.len(), 1);
+        assert_eq!((segments[0].number, segments[0].bytes.len() as u64), (3, SIZE.bytes()));
+        assert_eq!(segments[0].bytes[..0x2100], head(&fork(0x300_2100)));
+        assert_eq!(record_at(&segments[0], 0x2100), (114, 0x300_2100 - 64));
+        assert!(segments[0].bytes[0x2100 + 120..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn a_fork_between_pages_moves_past_the_short_header() {
+        let segments = segments(0x300_2000);
+        let header = header_at(&segments[0], 0x2000);
+        assert_eq!((header.tli, header.page_addr, header.rem_len), (2, Lsn(0x300_2000), 0));
+        assert!(header.long.is_none() && !header.has(XLP_FIRST_IS_CONTRECORD));
+        assert_eq!(record_at(&segments[0], 0x2018).0, 114);
+    }
+
+    #[test]
+    fn a_fork_between_segments_moves_past_the_long_header() {
+        let segments = segments(0x300_0000);
+        let long = header_at(&segments[0], 0).long.expect("a long header");
+        assert_eq!((long.system_identifier, long.seg_size, segments[0].number), (77, 1 << 24, 3));
+        assert_eq!(record_at(&segments[0], 0x28).0, 114);
+    }
+
+    #[test]
+    fn a_record_that_crosses_a_page_goes_on_behind_a_header_that_says_so() {
+        let segments = segments(0x300_1FF8);
+        let header = header_at(&segments[0], 0x2000);
+        assert!(header.has(XLP_FIRST_IS_CONTRECORD));
+        assert_eq!(header.rem_len, 114 - 8);
+    }
+
+    #[test]
+    fn a_record_that_crosses_a_segment_makes_two_files() {
+        let segments = segments(0x3FF_FFE0);
+        assert_eq!(segments.iter().map(|segment| segment.number).collect::<Vec<_>>(), [3, 4]);
+        let header = header_at(&segments[1], 0);
+        assert!(header.long.is_some());
+        assert_eq!((header.tli, header.rem_len), (2, 114 - 32));
+    }
+
+    #[test]
+    fn a_head_that_is_cut_damaged_or_of_another_cluster_is_refused() {
+        let fork = fork(0x300_2100);
+        let checkpoint = checkpoint(&fork);
+        let head = head(&fork);
+        assert!(fork.segments(&head[8..], &checkpoint).is_err());
+        assert!(fork.segments(&[], &checkpoint).is_err());
+        let other = Fork { system_identifier: 78, ..fork };
+        assert!(other.segments(&head, &checkpoint).is_err());
         let mut damaged = head;
         damaged[0x2000] ^= 1;
-        assert!(place().segments(&damaged, &run).is_err());
+        assert!(fork.segments(&damaged, &checkpoint).is_err());
     }
 
     #[test]
     fn only_the_end_of_a_record_is_a_fork() {
-        for lsn in [0, 0x300_0101, 0x300_0020, 0x300_2010] {
-            assert!(place().record_position(Lsn(lsn)).is_err(), "{lsn:#x}");
+        for lsn in [0x300_0101, 0x300_0020, 0x300_2010, u64::MAX - 7] {
+            assert!(fork(lsn).record_position().is_err(), "{lsn:#x}");
         }
-        let checkpoint = CheckPoint::default();
-        assert!(place().fabricate(Lsn(0x300_0100), Lsn(0x300_0100), &checkpoint).is_err());
-        assert!(place().fabricate(Lsn(u64::MAX - 7), Lsn(0x300_0100), &checkpoint).is_err());
+        for last_record in [0, 0x300_2100] {
+            assert!(Fork { last_record: Lsn(last_record), ..fork(0x300_2100) }.record_position().is_err());
+        }
+        assert!(Fork { lsn: Lsn(0), ..fork(0x300_2100) }.record_position().is_err());
     }
 }

@@ -10,7 +10,6 @@ mod rules;
 
 pub use host::{Host, ThisHost};
 
-use super::source::SmallFile;
 use anyhow::{Result, bail};
 use bytes::Bytes;
 use files::{AUTO_FILE, Files, MAIN_FILE};
@@ -18,6 +17,7 @@ use parse::quote;
 use rules::Judge;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
+use zenith_ingest::base::SmallFile;
 use zenith_ingest::model::Parameters;
 
 /// Something about the configuration that is not as it was.
@@ -74,8 +74,9 @@ pub(crate) fn rewrite(
     }
     let mut changes = add_missing(kept, mode);
     let image = kept.iter().filter(|(path, _)| path.ends_with(".conf"));
-    let image: BTreeMap<String, String> =
-        image.map(|(path, file)| (path.clone(), String::from_utf8_lossy(&file.bytes).into_owned())).collect();
+    let image: BTreeMap<String, String> = image
+        .map(|(path, file)| (path.clone(), String::from_utf8_lossy(&file.content).into_owned()))
+        .collect();
     let read = Files::read(&image);
     changes.extend(read.removed.iter().map(|(setting, was)| Change {
         setting: setting.clone(),
@@ -93,7 +94,7 @@ pub(crate) fn rewrite(
         // A file that did not change keeps its bytes, whatever its encoding.
         if image.get(&path) != Some(&text) {
             let mode = kept.get(&path).map_or(mode, |file| file.mode);
-            kept.insert(path, SmallFile { mode, bytes: Bytes::from(text) });
+            kept.insert(path, SmallFile { mode, content: Bytes::from(text) });
         }
     }
     changes.extend(settled);
@@ -126,7 +127,7 @@ fn add_missing(kept: &mut BTreeMap<String, SmallFile>, mode: u32) -> Vec<Change>
         if kept.contains_key(path) {
             continue;
         }
-        kept.insert(path.to_owned(), SmallFile { mode, bytes: Bytes::from_static(text.as_bytes()) });
+        kept.insert(path.to_owned(), SmallFile { mode, content: Bytes::from_static(text.as_bytes()) });
         if path != AUTO_FILE {
             changes.push(Change {
                 setting: path.to_owned(),

@@ -48,11 +48,11 @@ fn restored(conf: &str, needs: &Needs, machine: &Machine) -> (String, Vec<String
     for (path, text) in [("postgresql.conf", conf), ("pg_hba.conf", ""), ("pg_ident.conf", "")] {
         kept.insert(
             path.to_owned(),
-            SmallFile { mode: 0o600, bytes: Bytes::copy_from_slice(text.as_bytes()) },
+            SmallFile { mode: 0o600, content: Bytes::copy_from_slice(text.as_bytes()) },
         );
     }
     let changes = rewrite(&mut kept, needs, machine, 0o600).expect("valid");
-    let auto = String::from_utf8(kept["postgresql.auto.conf"].bytes.to_vec()).expect("text");
+    let auto = String::from_utf8(kept["postgresql.auto.conf"].content.to_vec()).expect("text");
     (auto, changes.into_iter().map(|change| change.setting).collect())
 }
 
@@ -148,11 +148,14 @@ fn subscriptions_stay_asleep() {
 fn without_configuration_in_the_image_minimal_files_are_written_and_listed() {
     let mut kept = BTreeMap::new();
     let auto = "work_mem = '8MB'";
-    kept.insert(AUTO_FILE.to_owned(), SmallFile { mode: 0o600, bytes: Bytes::from_static(auto.as_bytes()) });
+    kept.insert(
+        AUTO_FILE.to_owned(),
+        SmallFile { mode: 0o600, content: Bytes::from_static(auto.as_bytes()) },
+    );
     let mut needs = needs();
     needs.parameters.max_connections = 20;
     let changes = rewrite(&mut kept, &needs, &Machine::default(), 0o640).expect("valid");
-    assert_eq!(kept[AUTO_FILE].bytes, "work_mem = '8MB'\nmax_connections = '20'\n");
+    assert_eq!(kept[AUTO_FILE].content, "work_mem = '8MB'\nmax_connections = '20'\n");
     for path in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
         assert!(changes.iter().any(|change| change.setting == path), "{path}");
         assert_eq!(kept[path].mode, 0o640);
