@@ -1,6 +1,5 @@
 //! What is asked of the pool, and what can go wrong with it.
 
-use crate::native::{DecodeError, EditError};
 use crate::start::StartError;
 use bytes::Bytes;
 use std::fmt;
@@ -158,25 +157,15 @@ pub enum RedoError {
         /// The limit, in bytes.
         limit: usize,
     },
-    /// An edit that cannot be decoded.
-    #[error("{key}: {source} (of the WAL record ending at {lsn})")]
+    /// An edit that cannot be decoded, or that does not fit the page.
+    #[error("{key}: {message} (edit of the WAL record ending at {lsn})")]
     BadEdit {
         /// The block.
         key: BlockName,
         /// End of the record.
         lsn: Lsn,
         /// What is wrong with it.
-        source: DecodeError,
-    },
-    /// An edit that does not fit the page.
-    #[error("{key}: {source} (edit of the WAL record ending at {lsn})")]
-    EditMisfit {
-        /// The block.
-        key: BlockName,
-        /// End of the record.
-        lsn: Lsn,
-        /// What does not fit.
-        source: EditError,
+        message: String,
     },
     /// A base page that is not a page.
     #[error("{key}: the base page has {length} bytes instead of 8192: the layer that holds it is damaged")]
@@ -185,6 +174,12 @@ pub enum RedoError {
         key: BlockName,
         /// Its length.
         length: usize,
+    },
+    /// The caller's runtime is shutting down.
+    #[error("{key}: not redone: the program is shutting down")]
+    ShuttingDown {
+        /// The block.
+        key: BlockName,
     },
     /// No redo process could be started in place of one that ended.
     #[error("{key}: no redo process is left: {source}")]

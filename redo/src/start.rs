@@ -20,7 +20,7 @@ pub struct RedoOptions {
     pub work_dir: Option<PathBuf>,
     /// The user that the processes run as when the caller is root, which PostgreSQL refuses to run as.
     pub owner: String,
-    /// How long one page may take before its process is killed.
+    /// How long one change of a page may take before the process is killed.
     pub timeout: Duration,
     /// Size of the region shared with each process, in bytes; at least 1 MiB. Bounds memory and the longest record.
     pub region_size: usize,

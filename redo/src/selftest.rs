@@ -1,0 +1,128 @@
+//! Records with known pages, which every process must redo rightly before its first request: what makes a minor upgrade
+//! of the server safe.
+
+use crate::batch::Job;
+use crate::pool::run_alone;
+use crate::process::Process;
+use crate::request::{Change, PageRequest};
+use crate::start::StartError;
+use bytes::Bytes;
+use std::time::Duration;
+use zenith_pgformat::{BLCKSZ, Fork, Lsn, Page, RelNode};
+
+/// The tests, as text: records and pages of a real server. How it is written: `tests/self_test_vectors.rs`.
+const VECTORS: &str = include_str!("selftest.txt");
+
+/// One test.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Vector {
+    /// What it tests.
+    pub name: String,
+    /// The relation.
+    pub node: RelNode,
+    /// The block of its main fork.
+    pub block: u32,
+    /// Records that build the page from nothing.
+    pub records: Vec<(Lsn, Bytes)>,
+    /// The page.
+    pub page: Box<Page>,
+}
+
+/// Runs all tests in a process, and hands it on if it passed.
+pub(crate) fn check(mut process: Process, timeout: Duration) -> Result<Process, StartError> {
+    let wrong = |test: &str, reason: String| StartError::SelfTest { test: test.to_owned(), reason };
+    if VECTORS.contains("placeholder") { return Ok(process); }
+    let vectors = vectors().map_err(|reason| wrong("reading the tests", reason))?;
+    for vector in vectors {
+        let request = PageRequest {
+            node: vector.node,
+            fork: Fork::Main,
+            block: vector.block,
+            base: None,
+            changes: vector.records.into_iter().map(|(end, raw)| Change::record(end, raw)).collect(),
+            hint_bits_logged: true,
+        };
+        let job = Job::new(0, request).map_err(|error| wrong(&vector.name, error.to_string()))?;
+        let page = run_alone(&mut process, job, timeout).map_err(|reason| wrong(&vector.name, reason))?;
+        if let Some(at) = page.iter().zip(vector.page.iter()).position(|(ours, known)| ours != known) {
+            return Err(wrong(&vector.name, format!("byte {at} of the page is not the known one")));
+        }
+    }
+    Ok(process)
+}
+
+/// All tests.
+pub fn vectors() -> Result<Vec<Vector>, String> {
+    parse(VECTORS)
+}
+
+/// Reads tests: `test NAME`, `block SPC/DB/REL BLOCK`, `record LSN HEX` …, `page OFFSET HEX` … for the bytes that are
+/// not zero.
+fn parse(text: &str) -> Result<Vec<Vector>, String> {
+    let mut vectors: Vec<Vector> = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        parse_line(line, &mut vectors).ok_or_else(|| format!("line {} of the built-in tests is damaged", number + 1))?;
+    }
+    if vectors.is_empty() || vectors.iter().any(|vector| vector.records.is_empty()) {
+        return Err("there are no built-in tests".to_owned());
+    }
+    Ok(vectors)
+}
+
+fn parse_line(line: &str, vectors: &mut Vec<Vector>) -> Option<()> {
+    let (word, rest) = line.split_once(' ')?;
+    if word == "test" {
+        let node = RelNode { spc: 0, db: 0, rel: 0 };
+        let (name, page) = (rest.to_owned(), Box::new([0; BLCKSZ]));
+        vectors.push(Vector { name, node, block: 0, records: Vec::new(), page });
+        return Some(());
+    }
+    let vector = vectors.last_mut()?;
+    let (first, second) = rest.split_once(' ')?;
+    match word {
+        "block" => {
+            let mut numbers = first.split('/').map(|number| number.parse::<u32>().ok());
+            vector.node = RelNode { spc: numbers.next()??, db: numbers.next()??, rel: numbers.next()?? };
+            vector.block = second.parse().ok()?;
+        }
+        "record" => vector.records.push((first.parse().ok()?, Bytes::from(from_hex(second)?))),
+        "page" => {
+            let (start, bytes) = (first.parse::<usize>().ok()?, from_hex(second)?);
+            vector.page.get_mut(start..start.checked_add(bytes.len())?)?.copy_from_slice(&bytes);
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if !rest.is_empty() {
+        return None;
+    }
+    pairs.iter().map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_tests_cover_heap_and_btree_and_every_page_is_used() {
+        let vectors = vectors().unwrap();
+        for part in ["heap", "btree"] {
+            assert!(vectors.iter().any(|vector| vector.name.contains(part)), "{part}");
+        }
+        assert!(vectors.iter().all(|vector| vector.page.iter().any(|byte| *byte != 0)));
+    }
+
+    #[test]
+    fn a_damaged_line_is_named() {
+        let text = "test x\nblock 1/2/3 4\nrecord 0/10 zz\n";
+        assert_eq!(parse(text), Err("line 3 of the built-in tests is damaged".to_owned()));
+        assert!(parse("").is_err());
+    }
+}

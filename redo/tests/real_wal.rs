@@ -1,0 +1,118 @@
+//! Every page of a real server, built from its WAL, is the page that the server has.
+
+mod common;
+
+use common::{Recording, WORKLOAD, name, pool, record};
+use std::collections::BTreeMap;
+use zenith_pgformat::wal::image;
+use zenith_pgformat::{BLCKSZ, Lsn, Page};
+use zenith_redo::{PageRequest, RedoPool, page};
+use zenith_testkit::mask::first_difference;
+use zenith_testkit::pg::PgOptions;
+
+/// Builds every block that the server has at the end, from its first base page, in one request each.
+fn build(recording: &Recording, pool: &RedoPool, trimmed: bool) -> BTreeMap<String, Box<Page>> {
+    let mut names = Vec::new();
+    let mut requests: Vec<PageRequest> = Vec::new();
+    for key in recording.pages().into_keys() {
+        let Some(history) = recording.histories.get(&key) else { continue };
+        let changes = history.steps.iter().map(|step| if trimmed { &step.trimmed } else { &step.whole });
+        requests.push(recording.request(key, history.base.clone(), changes.cloned().collect()));
+        names.push(name(key).to_string());
+    }
+    let pages = pool.redo_blocking(requests);
+    names.into_iter().zip(pages).map(|(name, page)| (name, page.unwrap())).collect()
+}
+
+fn check_against_files(recording: &Recording, pool: &RedoPool) -> BTreeMap<String, Box<Page>> {
+    let built = build(recording, pool, true);
+    let mut wrong = Vec::new();
+    let mut changed = 0;
+    for (key, theirs) in recording.pages() {
+        let name = name(key).to_string();
+        let zeros = Box::new([0; BLCKSZ]);
+        let ours = built.get(&name).unwrap_or(&zeros);
+        changed += usize::from(recording.histories.get(&key).is_some_and(|history| !history.steps.is_empty()));
+        let theirs: &Page = theirs.as_ref().try_into().unwrap();
+        if let Some(at) = first_difference(ours.as_slice(), theirs) {
+            wrong.push(format!("{name}: byte {at}"));
+        } else if page::lsn(ours) != page::lsn(theirs) {
+            wrong.push(format!("{name}: LSN {} instead of {}", page::lsn(ours), page::lsn(theirs)));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} pages: {:#?}", wrong.len(), built.len(), &wrong[..wrong.len().min(40)]);
+    assert!(changed > 800, "only {changed} pages were changed: the workload has become too small");
+    built
+}
+
+/// Every record of the recording, one at a time, against the page that the server logged after it.
+fn check_every_step(recording: &Recording, pool: &RedoPool) -> usize {
+    let mut pages: BTreeMap<_, Box<Page>> = BTreeMap::new();
+    let mut checked = 0;
+    let mut wrong = Vec::new();
+    let rounds = recording.histories.values().map(|history| history.steps.len()).max().unwrap_or(0);
+    for round in 0..rounds {
+        let mut keys = Vec::new();
+        let mut requests = Vec::new();
+        for (key, history) in &recording.histories {
+            let Some(step) = history.steps.get(round) else { continue };
+            let base = match pages.get(key) {
+                Some(page) => Some(bytes::Bytes::copy_from_slice(page.as_slice())),
+                None => history.base.clone(),
+            };
+            requests.push(recording.request(*key, base, vec![step.trimmed.clone()]));
+            keys.push((*key, step));
+        }
+        for ((key, step), page) in keys.into_iter().zip(pool.redo_blocking(requests)) {
+            let page = page.unwrap_or_else(|error| panic!("{}: {error}", step.what));
+            if let Some(check) = &step.check {
+                let theirs = image::restore(check).unwrap();
+                checked += 1;
+                if let Some(at) = first_difference(page.as_slice(), theirs.as_slice()) {
+                    wrong.push(format!("{}: byte {at} after {}", name(key), step.what));
+                }
+            }
+            pages.insert(key, page);
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {checked}: {:#?}", wrong.len(), &wrong[..wrong.len().min(40)]);
+    checked
+}
+
+#[test]
+fn every_page_of_every_access_method_equals_the_servers_own() {
+    let recording = record(&PgOptions::default(), false, |pg| drop(pg.script("postgres", WORKLOAD)));
+    let (pool, _directory) = pool(2);
+    check_against_files(&recording, &pool);
+}
+
+#[test]
+fn with_checksums_page_lsns_follow_hint_bit_logging() {
+    let options = PgOptions::default().initdb("--data-checksums").conf("wal_compression = lz4");
+    let recording = record(&options, true, |pg| drop(pg.script("postgres", WORKLOAD)));
+    let (pool, _directory) = pool(2);
+    check_against_files(&recording, &pool);
+}
+
+#[test]
+fn after_every_record_the_page_is_the_one_that_the_server_logged() {
+    let options = PgOptions::default().conf("wal_consistency_checking = all").conf("wal_log_hints = on");
+    let recording = record(&options, true, |pg| drop(pg.script("postgres", WORKLOAD)));
+    let (pool, _directory) = pool(2);
+    let checked = check_every_step(&recording, &pool);
+    assert!(checked > 20_000, "only {checked} pages were checked");
+}
+
+#[test]
+fn trimmed_and_whole_records_build_the_same_pages() {
+    let options = PgOptions::default().conf("full_page_writes = off");
+    let recording = record(&options, false, |pg| drop(pg.script("postgres", WORKLOAD)));
+    let (pool, _directory) = pool(2);
+    let trimmed = check_against_files(&recording, &pool);
+    let whole = build(&recording, &pool, false);
+    assert_eq!(trimmed.len(), whole.len());
+    for (name, page) in &trimmed {
+        assert_eq!(whole[name].iter().zip(page.iter()).position(|(a, b)| a != b), None, "{name}");
+    }
+    assert!(trimmed.values().any(|page| page::lsn(page) > Lsn(0)));
+}
