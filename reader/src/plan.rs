@@ -71,9 +71,9 @@ impl Scope {
         floor
     }
 
-    /// Whether what a base image brought is visible here.
-    pub(crate) fn shows_base(&self) -> bool {
-        !self.floor.is_valid()
+    /// Whether what a base image at `redo` brought is visible here: it holds the fork as it was then.
+    pub(crate) fn shows_base(&self, redo: Lsn) -> bool {
+        self.floor <= redo
     }
 }
 

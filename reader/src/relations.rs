@@ -169,10 +169,11 @@ impl Snapshot {
     /// How long the base image says that the last scope's fork was: blocks below that are absent from its layers are
     /// zeros.
     pub(crate) async fn base_blocks(&self, plan: &ForkPlan) -> Result<u32, ReadError> {
-        let Some(scope) = plan.scopes.last().filter(|scope| scope.shows_base()) else { return Ok(0) };
+        let redo = self.inner.used.lsn;
+        let Some(scope) = plan.scopes.last().filter(|scope| scope.shows_base(redo)) else { return Ok(0) };
         let load = async {
             let key = Key::rel_size(scope.node, plan.fork);
-            let found = self.history_of(&[KeyRange::one(key)], self.inner.used.lsn).await?;
+            let found = self.history_of(&[KeyRange::one(key)], redo).await?;
             let row = found.into_iter().next().and_then(|history| history.rows.into_iter().next());
             let size = row.map(decode_size).transpose()?.flatten();
             Ok(size.map_or(0, |size| size.blocks))

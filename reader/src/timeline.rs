@@ -4,10 +4,11 @@
 use crate::error::ReadError;
 use crate::options::{ReaderCaches, ReaderOptions, RedoSource, TimelineRef};
 use crate::snapshot::Snapshot;
+use crate::tail::TailLayers;
 use crate::wal::before_header;
 use futures::future::BoxFuture;
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use zenith_ingest::archive::{ArchiveChain, BranchPoint, WalArchive};
 use zenith_layers::{LayerSet, LayerStore};
@@ -54,7 +55,9 @@ pub(crate) struct State {
     pub(crate) layers: Arc<LayerSet>,
     pub(crate) archive: ArchiveChain,
     pub(crate) parent: Option<(Timeline, Ancestor)>,
-    pub(crate) tail: Option<Arc<crate::tail::TailLayers>>,
+    pub(crate) tail: Option<Arc<TailLayers>>,
+    /// Up to here the local tail holds every record, although the last one may end earlier.
+    pub(crate) covered: Option<Lsn>,
     segment_size: WalSegSize,
 }
 
@@ -159,10 +162,6 @@ impl Timeline {
         &self.state.shared.redo
     }
 
-    pub(crate) fn work_dir(&self) -> &Path {
-        &self.state.shared.work_dir
-    }
-
     /// A base image of this timeline or of an ancestor.
     pub(crate) fn base_image(&self, id: BaseId) -> Result<BaseImage, ReadError> {
         self.base_home(id).map(|(_, base)| base)
@@ -240,6 +239,9 @@ impl Timeline {
             }
             Err(Unreadable::NotConfirmed { base, end, .. }) => {
                 Err(ReadError::Unconfirmed { base, end, timeline })
+            }
+            Err(Unreadable::NotSliced { lsn, sliced }) if self.state.covered.is_some_and(|upto| lsn <= upto) => {
+                self.check(sliced)
             }
             Err(Unreadable::NotSliced { lsn, sliced }) => Err(self.past(lsn, sliced)),
         }
@@ -370,6 +372,7 @@ async fn assemble(
         archive,
         parent,
         tail: None,
+        covered: None,
         segment_size,
     };
     state.layers = Arc::new(state.layer_set()?);
