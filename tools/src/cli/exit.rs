@@ -110,7 +110,8 @@ pub fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
 /// Waits for SIGINT or SIGTERM; gives its name.
 pub async fn interrupted() -> &'static str {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+    let (Ok(mut int), Ok(mut term)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
         return std::future::pending().await;
     };
     tokio::select! {

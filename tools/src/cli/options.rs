@@ -75,6 +75,10 @@ pub struct Settings {
     pub timeline: TimelineChoice,
     /// Settings of the store's client from the configuration file, object_store's names.
     pub credentials: BTreeMap<String, String>,
+    /// The cluster was named, and not left to its default.
+    pub cluster_given: bool,
+    /// The timeline was named, and not left to its default.
+    pub timeline_given: bool,
     /// Results are wanted as JSON.
     pub json: bool,
 }
@@ -107,14 +111,22 @@ impl StoreOptions {
                     .to_owned(),
             )
         })?;
-        let timeline = match (given(&self.timeline_id), given(&self.timeline), file.timeline_id) {
-            (Some(id), _, _) => TimelineChoice::Id(timeline_id(&id)?),
-            (None, Some(name), _) => TimelineChoice::Name(name),
-            (None, None, Some(id)) => TimelineChoice::Id(timeline_id(&id)?),
-            (None, None, None) => TimelineChoice::Name(file.timeline.unwrap_or_else(|| "main".to_owned())),
+        let named = match (given(&self.timeline_id), given(&self.timeline), file.timeline_id) {
+            (Some(id), _, _) => Some(TimelineChoice::Id(timeline_id(&id)?)),
+            (None, Some(name), _) => Some(TimelineChoice::Name(name)),
+            (None, None, Some(id)) => Some(TimelineChoice::Id(timeline_id(&id)?)),
+            (None, None, None) => file.timeline.map(TimelineChoice::Name),
         };
-        let cluster = given(&self.cluster).or(file.cluster).unwrap_or_else(|| "main".to_owned());
-        Ok(Settings { store, cluster, timeline, credentials: file.credentials, json: self.json })
+        let cluster = given(&self.cluster).or(file.cluster);
+        Ok(Settings {
+            store,
+            cluster_given: cluster.is_some(),
+            timeline_given: named.is_some(),
+            cluster: cluster.unwrap_or_else(|| "main".to_owned()),
+            timeline: named.unwrap_or_else(|| TimelineChoice::Name("main".to_owned())),
+            credentials: file.credentials,
+            json: self.json,
+        })
     }
 }
 
@@ -124,7 +136,9 @@ fn given(option: &Option<String>) -> Option<String> {
 }
 
 fn timeline_id(text: &str) -> anyhow::Result<TimelineId> {
-    text.parse().map_err(|_| Usage(format!("\"{text}\" is not a timeline id: zenith status shows them"))).context("--timeline-id")
+    text.parse()
+        .map_err(|_| Usage(format!("\"{text}\" is not a timeline id: zenith status shows them")))
+        .context("--timeline-id")
 }
 
 #[cfg(test)]

@@ -13,7 +13,9 @@ const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 /// A local time that does not exist, or exists twice, is refused: an offset settles it.
 pub fn parse(text: &str, local: &TimeZone) -> Result<i64, String> {
     let wrong = |why: &str| {
-        format!("\"{text}\" is not a time ({why}): write it as 2026-11-22 14:02:59+01, or without an offset for local time")
+        format!(
+            "\"{text}\" is not a time ({why}): write it as 2026-11-22 14:02:59+01, or without an offset for local time"
+        )
     };
     let text_only = text.trim();
     let (date, rest) = text_only.split_at_checked(10).ok_or_else(|| wrong("no date"))?;
@@ -39,7 +41,9 @@ fn timestamp(moment: DateTime, zone: &TimeZone) -> Result<i64, String> {
     let ambiguous = zone.to_ambiguous_timestamp(moment);
     match ambiguous.offset() {
         AmbiguousOffset::Unambiguous { .. } => {}
-        AmbiguousOffset::Gap { .. } => return Err("the clocks were put forward over it; add an offset".to_owned()),
+        AmbiguousOffset::Gap { .. } => {
+            return Err("the clocks were put forward over it; add an offset".to_owned());
+        }
         AmbiguousOffset::Fold { before, after } => {
             return Err(format!("the clocks were put back over it; add an offset, {before} or {after}"));
         }
@@ -55,7 +59,8 @@ fn parse_date(text: &str) -> Option<Date> {
     if !whole {
         return None;
     }
-    Date::new(digits(year)?.try_into().ok()?, digits(month)?.try_into().ok()?, digits(day)?.try_into().ok()?).ok()
+    Date::new(digits(year)?.try_into().ok()?, digits(month)?.try_into().ok()?, digits(day)?.try_into().ok()?)
+        .ok()
 }
 
 fn parse_clock(text: &str) -> Option<Time> {

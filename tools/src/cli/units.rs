@@ -35,7 +35,8 @@ pub fn duration(time: Duration) -> String {
 
 /// Parses a duration with PostgreSQL's units: `500ms`, `90s`, `10min`, `2h`, `1d`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("\"{text}\" is not a duration: write a number and ms, s, min, h or d, such as 10min");
+    let wrong =
+        || format!("\"{text}\" is not a duration: write a number and ms, s, min, h or d, such as 10min");
     let (number, unit) = split_number(text).ok_or_else(wrong)?;
     let milliseconds = match unit {
         "ms" => 1,
@@ -52,7 +53,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 /// 1024 MB/s. Gives kilobytes a second.
 pub fn parse_rate(text: &str) -> Result<u32, String> {
     let wrong = || {
-        format!("\"{text}\" is not a transfer rate: write kilobytes a second, or add k or M, from 32k to 1024M")
+        format!(
+            "\"{text}\" is not a transfer rate: write kilobytes a second, or add k or M, from 32k to 1024M"
+        )
     };
     let (number, unit) = split_number(text).ok_or_else(wrong)?;
     let kilobytes = match unit {
@@ -65,7 +68,8 @@ pub fn parse_rate(text: &str) -> Result<u32, String> {
 
 /// Parses a number of megabytes.
 pub fn parse_megabytes(text: &str) -> Result<u64, String> {
-    let wrong = || format!("\"{text}\" is not a size: write a number of megabytes from 1 to 16384, such as 128");
+    let wrong =
+        || format!("\"{text}\" is not a size: write a number of megabytes from 1 to 16384, such as 128");
     let (number, unit) = split_number(text).ok_or_else(wrong)?;
     let megabytes = match unit {
         "" | "MB" => number,

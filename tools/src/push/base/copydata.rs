@@ -37,7 +37,8 @@ pub fn parse(bytes: &[u8]) -> Result<Message<'_>, CopyDataError> {
         }
         b'm' => nothing_behind(body).map(|()| Message::Manifest),
         b'p' => {
-            let number: [u8; 8] = body.try_into().map_err(|_| CopyDataError("progress that is no 64-bit number"))?;
+            let number: [u8; 8] =
+                body.try_into().map_err(|_| CopyDataError("progress that is no 64-bit number"))?;
             let number = i64::from_be_bytes(number);
             let number = u64::try_from(number).map_err(|_| CopyDataError("negative progress"))?;
             Ok(Message::Progress(number))

@@ -59,12 +59,17 @@ pub struct ConnectError {
 impl Connection {
     /// Connects for physical replication.
     pub fn connect(options: &ConnectOptions) -> Result<Connection, ConnectError> {
-        let fail = |message: String| ConnectError { error: PgError { message, sqlstate: None }, needs_password: false };
+        let fail = |message: String| ConnectError {
+            error: PgError { message, sqlstate: None },
+            needs_password: false,
+        };
         let settings = settings(options).map_err(fail)?;
         let mut owned = Vec::with_capacity(settings.len());
         for (keyword, value) in &settings {
-            let keyword = CString::new(keyword.as_str()).map_err(|_| fail("NUL in a connection option".to_owned()))?;
-            let value = CString::new(value.as_str()).map_err(|_| fail("NUL in a connection option".to_owned()))?;
+            let keyword =
+                CString::new(keyword.as_str()).map_err(|_| fail("NUL in a connection option".to_owned()))?;
+            let value =
+                CString::new(value.as_str()).map_err(|_| fail("NUL in a connection option".to_owned()))?;
             owned.push((keyword, value));
         }
         let mut keywords: Vec<*const c_char> = owned.iter().map(|(keyword, _)| keyword.as_ptr()).collect();
@@ -90,6 +95,12 @@ impl Connection {
     pub fn server_version(&self) -> i32 {
         // SAFETY: the connection is valid.
         unsafe { pq_sys::PQserverVersion(self.raw.as_ptr()) }
+    }
+
+    /// The process that serves this connection.
+    pub fn server_pid(&self) -> i32 {
+        // SAFETY: the connection is valid.
+        unsafe { pq_sys::PQbackendPID(self.raw.as_ptr()) }
     }
 
     /// A setting that the server reports by itself.
@@ -192,6 +203,12 @@ pub struct CopyData {
 // SAFETY: the buffer belongs to this value alone.
 unsafe impl Send for CopyData {}
 
+impl AsRef<[u8]> for CopyData {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
 impl std::ops::Deref for CopyData {
     type Target = [u8];
 
@@ -223,7 +240,9 @@ impl PgResult {
                     CStr::from_ptr(pq_sys::PQgetvalue(raw, row, column)).to_string_lossy().into_owned()
                 })
             };
-            (0..pq_sys::PQntuples(raw)).map(|row| (0..columns).map(|column| value(row, column)).collect()).collect()
+            (0..pq_sys::PQntuples(raw))
+                .map(|row| (0..columns).map(|column| value(row, column)).collect())
+                .collect()
         }
     }
 
@@ -255,7 +274,8 @@ unsafe fn diagnostic(result: *const PGresult, field: c_int) -> Option<String> {
 /// Passes the server's notices on to the log.
 unsafe extern "C" fn log_notice(_: *mut c_void, result: *const PGresult) {
     // SAFETY: libpq calls this with a valid result.
-    let (severity, message) = unsafe { (diagnostic(result, DIAG_SEVERITY), diagnostic(result, DIAG_MESSAGE)) };
+    let (severity, message) =
+        unsafe { (diagnostic(result, DIAG_SEVERITY), diagnostic(result, DIAG_MESSAGE)) };
     let message = message.unwrap_or_default();
     match severity.as_deref() {
         Some("WARNING") => tracing::warn!("the server warns: {message}"),

@@ -25,6 +25,8 @@ pub struct ServerFacts {
     pub wal_segment_size: String,
     /// `archive_mode`.
     pub archive_mode: String,
+    /// `data_checksums`.
+    pub data_checksums: bool,
 }
 
 /// A server that no base image can be taken of.
@@ -34,10 +36,14 @@ pub enum Refusal {
     #[error("the server is PostgreSQL {0}; Zenith reads the formats of PostgreSQL 15 only")]
     Version(String),
     /// A standby.
-    #[error("the server is a standby: its base image would lack what its primary does meanwhile; take the base image of the primary")]
+    #[error(
+        "the server is a standby: its base image would lack what its primary does meanwhile; take the base image of the primary"
+    )]
     Standby,
     /// Too little WAL.
-    #[error("wal_level is {0}: the WAL would not hold every change; set wal_level = replica, restart the server and run this again")]
+    #[error(
+        "wal_level is {0}: the WAL would not hold every change; set wal_level = replica, restart the server and run this again"
+    )]
     WalLevel(String),
     /// A size that PostgreSQL was compiled with.
     #[error("the server was compiled with {name} {found}; Zenith supports {expected} only")]
@@ -58,7 +64,9 @@ pub enum Refusal {
         answer: String,
     },
     /// Another cluster.
-    #[error("the server has system identifier {server}, but {timeline} belongs to {stored}: this is another cluster; give it a --cluster of its own")]
+    #[error(
+        "the server has system identifier {server}, but {timeline} belongs to {stored}: this is another cluster; give it a --cluster of its own"
+    )]
     AnotherCluster {
         /// The server's.
         server: u64,
@@ -82,9 +90,8 @@ pub fn check_version(number: i32) -> Result<(), Refusal> {
 pub fn ask(connection: &mut Connection) -> Result<ServerFacts, AskError> {
     check_version(connection.server_version())?;
     let rows = connection.query("IDENTIFY_SYSTEM")?;
-    let field = |index: usize| {
-        rows.first().and_then(|row| row.get(index)).cloned().flatten().unwrap_or_default()
-    };
+    let field =
+        |index: usize| rows.first().and_then(|row| row.get(index)).cloned().flatten().unwrap_or_default();
     let answer = |answer: String| Refusal::Answer { command: "IDENTIFY_SYSTEM", answer };
     let system_identifier = field(0).parse().map_err(|_| answer(field(0)))?;
     let tli = field(1).parse().map_err(|_| answer(field(1)))?;
@@ -99,6 +106,7 @@ pub fn ask(connection: &mut Connection) -> Result<ServerFacts, AskError> {
         segment_size: connection.query_value("SHOW segment_size")?,
         wal_segment_size: connection.query_value("SHOW wal_segment_size")?,
         archive_mode: connection.query_value("SHOW archive_mode")?,
+        data_checksums: connection.query_value("SHOW data_checksums")? == "on",
     })
 }
 
@@ -123,7 +131,11 @@ impl ServerFacts {
             return Err(Refusal::WalLevel(self.wal_level.clone()));
         }
         let same = |name, found: &str, expected: String| {
-            if found == expected { Ok(()) } else { Err(Refusal::Size { name, found: found.to_owned(), expected }) }
+            if found == expected {
+                Ok(())
+            } else {
+                Err(Refusal::Size { name, found: found.to_owned(), expected })
+            }
         };
         same("block_size", &self.block_size, BLCKSZ.to_string())?;
         same("wal_block_size", &self.wal_block_size, XLOG_BLCKSZ.to_string())?;
@@ -164,6 +176,7 @@ mod tests {
             segment_size: "1GB".to_owned(),
             wal_segment_size: "16MB".to_owned(),
             archive_mode: "on".to_owned(),
+            data_checksums: true,
         }
     }
 
@@ -176,7 +189,9 @@ mod tests {
 
     #[test]
     fn other_versions_are_refused_by_name() {
-        for (number, name) in [(140_011, "14.11"), (160_000, "16.0"), (90_603, "9.6"), (0, "0.0"), (-1, "0.0")] {
+        for (number, name) in
+            [(140_011, "14.11"), (160_000, "16.0"), (90_603, "9.6"), (0, "0.0"), (-1, "0.0")]
+        {
             assert_eq!(check_version(number), Err(Refusal::Version(name.to_owned())));
         }
     }

@@ -49,7 +49,9 @@ pub enum Event<'a> {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TarError {
     /// The checksum of a header does not fit.
-    #[error("damaged tar header in the backup stream (checksum {stored} instead of {computed}): run zenith_push base again")]
+    #[error(
+        "damaged tar header in the backup stream (checksum {stored} instead of {computed}): run zenith_push base again"
+    )]
     Checksum {
         /// As the header says.
         stored: u64,
@@ -220,7 +222,8 @@ fn parse_header(block: &[u8]) -> Result<Entry, TarError> {
     let prefix = text(field(345, 500)).ok_or(TarError::Field("prefix"))?;
     let whole = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
     let path = relative(&whole)?;
-    let mode = number(field(100, 108)).and_then(|mode| u32::try_from(mode).ok()).ok_or(TarError::Field("mode"))?;
+    let mode =
+        number(field(100, 108)).and_then(|mode| u32::try_from(mode).ok()).ok_or(TarError::Field("mode"))?;
     let size = number(field(124, 136)).ok_or(TarError::Field("size"))?;
     let kind = match block.get(156).copied().unwrap_or_default() {
         b'0' | 0 => EntryKind::File { size },
@@ -307,7 +310,8 @@ mod tests {
     #[test]
     fn members_come_out_whole_however_the_stream_is_cut() {
         let big = vec![7u8; 1300];
-        let bytes = archive(&[("PG_VERSION", b"15\n"), ("base/", b""), ("base/1/1259", &big), ("empty", b"")]);
+        let bytes =
+            archive(&[("PG_VERSION", b"15\n"), ("base/", b""), ("base/1/1259", &big), ("empty", b"")]);
         for piece in [1, 7, 511, 512, 513, 100_000] {
             let found = read(&bytes, piece).expect("valid");
             let paths: Vec<&str> = found.iter().map(|(entry, _)| entry.path.as_str()).collect();

@@ -1,0 +1,90 @@
+//! `zenith`: looks into a store.
+
+pub mod hex;
+pub mod layers;
+pub mod page;
+pub mod relation;
+pub mod status;
+
+use crate::cli::options::SOURCES;
+use crate::cli::{StoreOptions, exit};
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+use zenith_store::Env;
+
+/// Looks into a store: what it holds, which objects, single pages.
+#[derive(Parser, Debug)]
+#[command(name = "zenith", version, after_help = SOURCES, subcommand_required = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    store: StoreOptions,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Shows clusters, timelines, base images, how far WAL is archived and sliced, and what cannot be restored
+    #[command(after_help = "\
+Examples:
+  zenith status --store file:///srv/zenith
+  zenith status --json | jq '.clusters[].timelines[].sliced'
+  zenith status --prometheus > /var/lib/prometheus/node-exporter/zenith.prom
+  zenith status --max-age 10min || mail -s 'archiving has stopped' dba
+
+Without --cluster and --timeline everything in the store is shown.")]
+    Status(status::StatusArgs),
+    /// Lists exactly the layer objects that a manifest version names
+    #[command(after_help = "\
+Examples:
+  zenith layers
+  zenith layers --version 12 --json")]
+    Layers(layers::LayersArgs),
+    /// Gives one page as it was at an LSN
+    #[command(after_help = "\
+Examples:
+  zenith page --rel 5/16384 --block 0 --lsn 0/3000148
+  zenith page --rel base/5/16384 --block 7 --lsn 0/3000148 -o page.bin
+  zenith page --rel 16400/5/2619/vm --block 0 --lsn 0/3000148 --explain")]
+    Page(page::PageArgs),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match exit::parse::<Cli>() {
+        Ok(cli) => cli,
+        Err(status) => return status,
+    };
+    exit::run("zenith", exit::FAILED, || {
+        let settings = cli.store.resolve()?;
+        let env = Env::system();
+        let runtime = exit::runtime(2)?;
+        match cli.command {
+            Command::Status(args) => runtime.block_on(status::run(&env, &settings, &args)),
+            Command::Layers(args) => {
+                runtime.block_on(layers::run(&env, &settings, &args)).map(|()| exit::DONE)
+            }
+            Command::Page(args) => runtime.block_on(page::run(&env, &settings, &args)).map(|()| exit::DONE),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_page_needs_relation_block_and_lsn() {
+        let parse = |arguments: &[&str]| Cli::try_parse_from([&["zenith", "page"], arguments].concat());
+        assert!(parse(&["--rel", "5/1259", "--block", "0", "--lsn", "0/1"]).is_ok());
+        assert!(parse(&["--rel", "5/1259", "--block", "0", "--lsn", "x"]).is_err());
+        assert!(parse(&["--rel", "5/1259", "--lsn", "0/1"]).is_err());
+        assert!(parse(&["--rel", "pg_class", "--block", "0", "--lsn", "0/1"]).is_err());
+    }
+}

@@ -1,0 +1,5 @@
+//! Turns archived WAL into layers.
+
+fn main() -> std::process::ExitCode {
+    zenith_tools::slicedice::main()
+}

@@ -1,0 +1,308 @@
+//! `zenith_slicedice`: archived WAL into layers, committed under the slicer's epoch.
+
+use crate::cli::options::SOURCES;
+use crate::cli::{Session, Settings, StoreOptions, exit, output, reading, units};
+use anyhow::Context;
+use clap::Parser;
+use serde::Serialize;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use zenith_ingest::slicer::{ManifestSink, SliceReport, Slicer, SlicerOptions, Stopped, open_slicer};
+use zenith_layers::{CacheOptions, LayerCaches, LayerSet};
+use zenith_manifest::{Identity, ManifestStore, Role};
+use zenith_pgformat::{Lsn, Tli};
+use zenith_store::Env;
+
+/// Threads that decode, compress and store.
+const THREADS: usize = 2;
+
+/// Slices archived WAL into layers that can be read at any LSN.
+#[derive(Parser, Debug)]
+#[command(
+    name = "zenith_slicedice",
+    version,
+    after_help = format!("\
+Examples:
+  zenith_slicedice --store file:///srv/zenith
+  zenith_slicedice --store s3://backup/pg --follow
+
+It reads archived WAL and its own layers, nothing of the server; it may run anywhere and be stopped at any moment: the
+next run goes on where the last commit stands. One slicer works on a timeline at a time: a new one takes over and the
+old one ends with exit status 1. A segment that is missing while later ones are there is waited for: that is told, and
+is no failure. Memory: the batch, and about 100 MB.
+
+{SOURCES}")
+)]
+struct Cli {
+    #[command(flatten)]
+    store: StoreOptions,
+    /// Keep going as segments arrive: commits every batch, and what waited 10 s
+    #[arg(long)]
+    follow: bool,
+    /// Commit when this many MB of changes are in memory
+    #[arg(long, value_name = "MB", default_value = "128", value_parser = units::parse_megabytes)]
+    batch: u64,
+}
+
+/// What slicing came to, for machines.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// Where it began.
+    pub from: Lsn,
+    /// End of the last sliced record.
+    pub to: Lsn,
+    /// Its PostgreSQL timeline number.
+    pub tli: Tli,
+    /// Records read.
+    pub records: u64,
+    /// Values written.
+    pub rows: u64,
+    /// Layers written.
+    pub layers: u64,
+    /// Their bytes.
+    pub layer_bytes: u64,
+    /// Commits.
+    pub commits: u64,
+    /// Base images whose end was met.
+    pub confirmed: Vec<String>,
+    /// WAL that is missing for good.
+    pub gap: Option<(Lsn, Lsn)>,
+    /// Why it ended.
+    pub ended: String,
+    /// The segment that is waited for, while later ones are there.
+    pub waiting_for: Option<String>,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match exit::parse::<Cli>() {
+        Ok(cli) => cli,
+        Err(status) => return status,
+    };
+    exit::run("zenith_slicedice", exit::FAILED, || {
+        let settings = cli.store.resolve()?;
+        let arena = usize::try_from(cli.batch.saturating_mul(1 << 20)).context("--batch")?;
+        let options = SlicerOptions { arena_bytes: arena, ..SlicerOptions::default() };
+        let runtime = exit::runtime(THREADS)?;
+        let sliced = runtime.block_on(async {
+            let mut run = Run::open(&Env::system(), &settings, options).await?;
+            if cli.follow { run.follow().await } else { run.once().await.map(drop) }
+        });
+        runtime.shutdown_background();
+        sliced.map(|()| exit::DONE)
+    })
+}
+
+/// A slicer at work on one timeline.
+pub struct Run {
+    session: Session,
+    settings: Settings,
+    options: SlicerOptions,
+    identity: Identity,
+    manifest: Arc<ManifestStore>,
+    caches: LayerCaches,
+    epoch: Option<u64>,
+}
+
+impl Run {
+    /// Finds the timeline. Takes nothing over yet.
+    pub async fn open(env: &Env, settings: &Settings, options: SlicerOptions) -> anyhow::Result<Run> {
+        let session = Session::open(env, settings, false)?;
+        let identity = session.identity(&settings.timeline).await?;
+        let manifest = Arc::new(session.manifest(&identity));
+        let caches = LayerCaches::new(CacheOptions::default());
+        Ok(Run { session, settings: settings.clone(), options, identity, manifest, caches, epoch: None })
+    }
+
+    /// Slices what is archived.
+    pub async fn once(&mut self) -> anyhow::Result<Vec<Summary>> {
+        let mut summaries = Vec::new();
+        loop {
+            let report = self.slicer().await?.run_once().await?;
+            let summary = Summary::new(&report);
+            summary.print(&self.settings)?;
+            summaries.push(summary);
+            if !matches!(report.stopped, Stopped::RangeBegun { .. }) {
+                return Ok(summaries);
+            }
+        }
+    }
+
+    /// Keeps slicing until SIGINT or SIGTERM.
+    pub async fn follow(&mut self) -> anyhow::Result<()> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        tokio::spawn(async move {
+            let signal = exit::interrupted().await;
+            output::say(&format!("zenith_slicedice: {signal}: committing what is sliced"));
+            stopping.store(true, Ordering::Relaxed);
+            exit::interrupted().await;
+            // What is not committed is sliced again by the next run.
+            std::process::exit(i32::from(exit::FAILED));
+        });
+        if !self.wait_for_base(&stop).await? {
+            return Ok(());
+        }
+        loop {
+            let mut slicer = self.slicer().await?;
+            let mut printed = Ok(());
+            let stop_now = || stop.load(Ordering::Relaxed);
+            let settings = self.settings.clone();
+            let told = |report: &SliceReport| {
+                if printed.is_ok()
+                    && (report.commits > 0 || !matches!(report.stopped, Stopped::EndOfArchive { .. }))
+                {
+                    printed = Summary::new(report).print(&settings);
+                }
+            };
+            let stopped = slicer.follow(stop_now, told).await?;
+            printed?;
+            if !matches!(stopped, Stopped::RangeBegun { .. }) || stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// `false` if it is to stop instead.
+    async fn wait_for_base(&self, stop: &AtomicBool) -> anyhow::Result<bool> {
+        let mut said = false;
+        while self.manifest.latest().await?.sliced.is_none() {
+            if !said {
+                output::say("zenith_slicedice: waiting for a base image: zenith_push base takes one");
+                said = true;
+            }
+            if stop.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
+            self.session.env.clock.sleep(self.options.poll).await;
+        }
+        Ok(!stop.load(Ordering::Relaxed))
+    }
+
+    /// A slicer where the newest manifest version stands. The first one takes the role over.
+    async fn slicer(&mut self) -> anyhow::Result<Slicer<ManifestSink>> {
+        let epoch = match self.epoch {
+            Some(epoch) => epoch,
+            None => {
+                if self.manifest.latest().await?.sliced.is_none() {
+                    anyhow::bail!(
+                        "timeline {} holds no base image yet, so there is nowhere to begin: take one with zenith_push base",
+                        self.identity.timeline
+                    );
+                }
+                let (epoch, _) = self.manifest.take_epoch(Role::Slicer).await?;
+                *self.epoch.insert(epoch)
+            }
+        };
+        let slicer = open_slicer(
+            self.options,
+            self.session.env.clone(),
+            Arc::clone(&self.session.store.objects),
+            Arc::clone(&self.manifest),
+            &self.identity,
+            self.parent().await?,
+            self.caches.clone(),
+            epoch,
+        );
+        Ok(slicer.await?)
+    }
+
+    /// The layers that a branch begins on.
+    async fn parent(&self) -> anyhow::Result<Option<(Arc<LayerSet>, Lsn)>> {
+        let Some(ancestor) = self.identity.ancestor else { return Ok(None) };
+        let timeline = reading::open_id(&self.session, &self.settings.cluster, ancestor.timeline)
+            .await
+            .with_context(|| format!("the parent of timeline {}", self.identity.timeline))?;
+        Ok(Some((Arc::clone(timeline.layers()), ancestor.lsn)))
+    }
+}
+
+impl Summary {
+    fn new(report: &SliceReport) -> Summary {
+        let waiting_for = match &report.stopped {
+            Stopped::Waiting { missing, .. } => Some(missing.clone()),
+            _ => None,
+        };
+        Summary {
+            from: report.from,
+            to: report.to,
+            tli: report.tli,
+            records: report.records,
+            rows: report.rows,
+            layers: report.layers,
+            layer_bytes: report.layer_bytes,
+            commits: report.commits,
+            confirmed: report.confirmed.iter().map(|base| base.0.simple().to_string()).collect(),
+            gap: report.gap,
+            ended: ended(&report.stopped),
+            waiting_for,
+        }
+    }
+
+    fn print(&self, settings: &Settings) -> anyhow::Result<()> {
+        if settings.json {
+            return output::line(&serde_json::to_string(self).context("cannot print as JSON")?);
+        }
+        output::line(&self.describe())
+    }
+
+    fn describe(&self) -> String {
+        let mut text = if self.to > self.from {
+            format!(
+                "sliced {} to {} on TLI {}: {} records into {} values, {} layers, {}",
+                self.from,
+                self.to,
+                self.tli,
+                self.records,
+                self.rows,
+                self.layers,
+                units::size(self.layer_bytes)
+            )
+        } else {
+            format!("nothing new: WAL is sliced up to {} on TLI {}", self.to, self.tli)
+        };
+        for base in &self.confirmed {
+            text.push_str(&format!("\nbase image {base} can be read from now on: its end was met"));
+        }
+        if let Some((from, to)) = self.gap {
+            text.push_str(&format!(
+                "\nWAL from {from} to {to} is missing for good: nothing between can be restored; a base image begins anew behind it"
+            ));
+        }
+        text.push('\n');
+        text.push_str(&self.ended);
+        text
+    }
+}
+
+fn ended(stopped: &Stopped) -> String {
+    match stopped {
+        Stopped::EndOfArchive { next } => format!("end of the archive; {next} comes next"),
+        Stopped::Waiting { missing, later } => format!(
+            "waiting for WAL segment {missing}, which is missing while {later} is there: archive it, or take a base \
+             image past it with zenith_push base"
+        ),
+        Stopped::EndOfRecords(error) => format!("end of the WAL in the last archived segment ({error})"),
+        Stopped::Target => "the target is reached".to_owned(),
+        Stopped::RangeBegun { base } => format!("goes on at base image {}", base.0.simple()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_missing_segment_is_told_with_the_remedy() {
+        let stopped = Stopped::Waiting { missing: "A".to_owned(), later: "B".to_owned() };
+        let text = ended(&stopped);
+        assert!(text.contains("segment A") && text.contains("zenith_push base"), "{text}");
+    }
+}
