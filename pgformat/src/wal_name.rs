@@ -15,7 +15,7 @@ impl WalSegSize {
     /// `None` for a size that PostgreSQL does not allow.
     pub fn new(bytes: u64) -> Option<WalSegSize> {
         let valid = bytes.is_power_of_two() && ((1 << 20)..=(1 << 30)).contains(&bytes);
-        valid.then(|| WalSegSize(bytes as u32))
+        valid.then_some(WalSegSize(bytes as u32))
     }
 
     /// In bytes.

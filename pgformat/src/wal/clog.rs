@@ -45,3 +45,21 @@ pub fn parse(record: &Record) -> Result<ClogRecord, WalError> {
     fields.end()?;
     Ok(parsed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::test::{record, words};
+    use super::*;
+
+    #[test]
+    fn zeroed_pages_and_truncations_are_read_and_other_layouts_refused() {
+        let parsed = |info, data: &[u32]| parse(&record(RmgrId::CLOG, info, &words(data)));
+        assert_eq!(parsed(CLOG_ZEROPAGE, &[9]), Ok(ClogRecord::ZeroPage { page: 9 }));
+        let truncate = ClogRecord::Truncate { page: 4, oldest_xid: 131_072, oldest_xid_db: 5 };
+        assert_eq!(parsed(CLOG_TRUNCATE, &[4, 131_072, 5]), Ok(truncate));
+        assert!(parsed(CLOG_TRUNCATE, &[4, 131_072]).is_err());
+        assert!(parsed(CLOG_ZEROPAGE, &[9, 0]).is_err());
+        assert!(parsed(CLOG_ZEROPAGE, &[u32::MAX]).is_err(), "a negative page");
+        assert!(matches!(parsed(0x20, &[9]), Err(WalError::UnknownRecord { .. })));
+    }
+}

@@ -41,3 +41,19 @@ pub fn parse(record: &Record) -> Result<CommitTsRecord, WalError> {
     fields.end()?;
     Ok(parsed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::test::{record, words};
+    use super::*;
+
+    #[test]
+    fn zeroed_pages_and_truncations_are_read_and_other_layouts_refused() {
+        let parsed = |info, data: &[u32]| parse(&record(RmgrId::COMMIT_TS, info, &words(data)));
+        assert_eq!(parsed(COMMIT_TS_ZEROPAGE, &[9]), Ok(CommitTsRecord::ZeroPage { page: 9 }));
+        let truncate = CommitTsRecord::Truncate { page: 4, oldest_xid: 131_072 };
+        assert_eq!(parsed(COMMIT_TS_TRUNCATE, &[4, 131_072]), Ok(truncate));
+        assert!(parsed(COMMIT_TS_TRUNCATE, &[4]).is_err());
+        assert!(matches!(parsed(0x20, &[9]), Err(WalError::UnknownRecord { .. })));
+    }
+}

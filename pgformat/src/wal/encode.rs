@@ -3,8 +3,8 @@
 use super::page::{LONG_HEADER, LongHeader, PageHeader, SHORT_HEADER, XLP_FIRST_IS_CONTRECORD};
 use super::record::{
     BKPBLOCK_HAS_DATA, BKPBLOCK_HAS_IMAGE, BKPBLOCK_SAME_REL, BKPBLOCK_WILL_INIT, BKPIMAGE_HAS_HOLE,
-    BlockRef, RECORD_HEADER, XLR_BLOCK_ID_DATA_LONG, XLR_BLOCK_ID_DATA_SHORT, XLR_BLOCK_ID_ORIGIN,
-    XLR_BLOCK_ID_TOPLEVEL_XID, XLR_INFO_MASK, record_crc,
+    BlockRef, CRC_OFFSET, RECORD_HEADER, XLR_BLOCK_ID_DATA_LONG, XLR_BLOCK_ID_DATA_SHORT,
+    XLR_BLOCK_ID_ORIGIN, XLR_BLOCK_ID_TOPLEVEL_XID, XLR_INFO_MASK, record_crc,
 };
 use super::xlog::XLOG_SWITCH;
 use super::{RmgrId, WalError};
@@ -111,15 +111,24 @@ fn put_block_header(raw: &mut Vec<u8>, block: &BlockRef, same_rel: bool) {
 
 /// Fills in the fixed part, when everything after it stands.
 fn put_record_header(raw: &mut [u8], parts: &Parts<'_>) {
-    let tot_len = (raw.len() as u32).to_le_bytes();
-    let mut header = Vec::with_capacity(RECORD_HEADER);
-    header.extend(tot_len);
+    let mut header = vec![0; 4];
     header.extend(parts.xid.to_le_bytes());
     header.extend(parts.prev.0.to_le_bytes());
-    header.extend([parts.info, parts.rmgr.0, 0, 0, 0, 0, 0, 0]);
-    raw[..RECORD_HEADER].copy_from_slice(&header);
+    header.extend([parts.info, parts.rmgr.0]);
+    raw[..header.len()].copy_from_slice(&header);
+    seal(raw);
+}
+
+/// Makes length and checksum in the header of `raw` right for its bytes; nothing when it is shorter than a header.
+pub fn seal(raw: &mut [u8]) {
+    let tot_len = (raw.len() as u32).to_le_bytes();
+    if let Some(length) = raw.get_mut(..tot_len.len()) {
+        length.copy_from_slice(&tot_len);
+    }
     let crc = record_crc(raw).to_le_bytes();
-    raw[RECORD_HEADER - 4..RECORD_HEADER].copy_from_slice(&crc);
+    if let Some(field) = raw.get_mut(CRC_OFFSET..RECORD_HEADER) {
+        field.copy_from_slice(&crc);
+    }
 }
 
 /// Where and in which WAL a [`WalWriter`] writes.

@@ -99,3 +99,37 @@ fn member(fields: &mut Fields<'_>) -> Result<Member, WalError> {
     }
     Ok(Member { xid, status: status as u8 })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::test::{record, words};
+    use super::*;
+
+    #[test]
+    fn members_and_truncations_are_read_and_other_layouts_refused() {
+        let parsed = |info, data: &[u32]| parse(&record(RmgrId::MULTIXACT, info, &words(data)));
+        let member = |xid, status| Member { xid, status };
+        let create = Create { mid: 7, offset: 20, members: vec![member(700, 0), member(701, 5)] };
+        assert_eq!(
+            parsed(XLOG_MULTIXACT_CREATE_ID, &[7, 20, 2, 700, 0, 701, 5]),
+            Ok(MultiXactRecord::Create(create))
+        );
+        assert!(parsed(XLOG_MULTIXACT_CREATE_ID, &[7, 20, 1, 700, 6]).is_err(), "no such status");
+        assert!(parsed(XLOG_MULTIXACT_CREATE_ID, &[7, 20, 0x7FFF_FFFF, 700, 0]).is_err());
+        let truncate = Truncate {
+            oldest_multi_db: 5,
+            start_offsets: 1,
+            end_offsets: 65_536,
+            start_members: 2,
+            end_members: 3,
+        };
+        assert_eq!(
+            parsed(XLOG_MULTIXACT_TRUNCATE_ID, &[5, 1, 65_536, 2, 3]),
+            Ok(MultiXactRecord::Truncate(truncate))
+        );
+        assert_eq!(
+            parsed(XLOG_MULTIXACT_ZERO_OFF_PAGE, &[3]),
+            Ok(MultiXactRecord::ZeroOffsetsPage { page: 3 })
+        );
+    }
+}

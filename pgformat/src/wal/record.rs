@@ -8,7 +8,7 @@ use bytes::Bytes;
 /// `SizeOfXLogRecord`: the fixed part at the front of a record.
 pub const RECORD_HEADER: usize = 24;
 /// Where `xl_crc` stands; the checksum covers everything else.
-const CRC_OFFSET: usize = 20;
+pub(crate) const CRC_OFFSET: usize = 20;
 /// The longest record: PostgreSQL 15 reads a record into one `palloc`ed buffer, and `MaxAllocSize` is the most that
 /// can be (utils/memutils.h). No server could replay a longer one, so a longer length is damage.
 pub const MAX_RECORD_LEN: u32 = 0x3FFF_FFFF;
@@ -386,5 +386,21 @@ impl ImageHeader {
             )));
         }
         Ok(ImageHeader { len, hole_offset, hole_length, info })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod test {
+    use super::*;
+
+    /// A record without block references, for tests of what its main data says.
+    pub(crate) fn record(rmgr: RmgrId, info: u8, main_data: &[u8]) -> Record {
+        let raw = crate::wal::encode::encode_record(rmgr, info, 700, Lsn(8), main_data);
+        Record::decode(Bytes::from(raw), Lsn(64), Lsn(128)).expect("sound")
+    }
+
+    /// 32-bit fields as main data.
+    pub(crate) fn words(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 }

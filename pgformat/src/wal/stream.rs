@@ -404,3 +404,6 @@ fn page_of(lsn: Lsn) -> Lsn {
 fn next_page(page_start: Lsn) -> Lsn {
     Lsn(page_start.0.saturating_add(XLOG_BLCKSZ as u64))
 }
+
+#[cfg(test)]
+mod tests;

@@ -277,16 +277,11 @@ fn aligned<'a, T>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::encode::encode_record;
+    use super::super::record::test::{record as any_record, words};
     use super::*;
 
     fn record(info: u8, main_data: &[u8]) -> Record {
-        let raw = encode_record(RmgrId::XACT, info, 700, Lsn(8), main_data);
-        Record::decode(Bytes::from(raw), Lsn(64), Lsn(128)).expect("sound")
-    }
-
-    fn words(words: &[u32]) -> Vec<u8> {
-        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+        any_record(RmgrId::XACT, info, main_data)
     }
 
     #[test]

@@ -168,3 +168,35 @@ fn restore_point(fields: &mut Fields<'_>) -> Result<RestorePoint, WalError> {
     let name = padded.split(|byte| *byte == 0).next().unwrap_or_default();
     Ok(RestorePoint { time, name: name.to_vec() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::test::{record, words};
+    use super::*;
+
+    #[test]
+    fn records_that_a_promotion_writes_are_read() {
+        let mut data = 77_i64.to_le_bytes().to_vec();
+        data.extend(words(&[2, 1]));
+        let end = EndOfRecovery { time: 77, this_tli: 2, prev_tli: 1 };
+        let parsed = |data: &[u8]| parse(&record(RmgrId::XLOG, XLOG_END_OF_RECOVERY, data));
+        assert_eq!(parsed(&data), Ok(XlogRecord::EndOfRecovery(end)));
+        assert!(parsed(&data[..12]).is_err());
+        assert!(matches!(
+            parse(&record(RmgrId::XLOG, 0xC0, &data)),
+            Err(WalError::UnknownRecord { info: 0xC0, .. })
+        ));
+    }
+
+    #[test]
+    fn a_restore_points_name_ends_at_its_terminator() {
+        let mut data = 5_i64.to_le_bytes().to_vec();
+        data.extend(b"before the release\0");
+        data.resize(8 + RESTORE_POINT_NAME_LEN, b'x');
+        let Ok(XlogRecord::RestorePoint(point)) = parse(&record(RmgrId::XLOG, XLOG_RESTORE_POINT, &data))
+        else {
+            panic!("a restore point");
+        };
+        assert_eq!((point.time, point.name.as_slice()), (5, &b"before the release"[..]));
+    }
+}
