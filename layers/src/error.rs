@@ -1,8 +1,8 @@
 //! What can go wrong with layers, and what the caller can do about it.
 
-use std::sync::Arc;
 use zenith_manifest::BaseId;
 use zenith_pgformat::Lsn;
+use zenith_store::StoreError;
 
 /// An error of writing, storing or reading layers. Cheap to clone: one failed load is told to everyone who
 /// waited for it.
@@ -38,26 +38,14 @@ pub enum LayerError {
         /// What we know.
         known: u16,
     },
-    /// The store did not answer as it should. `retry`: the same request may succeed later.
-    #[error("{doing} {object}: {source}{}", if *retry { " (trying again may help)" } else { "" })]
+    /// The store did not answer as it should, or the outcome of a put stayed unknown; [`StoreError`] says what to
+    /// do about it.
+    #[error("{doing} a layer: {source}")]
     Store {
         /// What was being done: "reading", "storing".
         doing: &'static str,
-        /// The object's path.
-        object: String,
-        /// Trying again may help (a time-out, an unreachable store, 5xx); otherwise settings or rights are
-        /// wrong.
-        retry: bool,
-        /// The store's own error.
-        source: Arc<object_store::Error>,
-    },
-    /// A put of which nobody knows whether it happened. Nothing may be deleted; store it again under another id.
-    #[error("storing layer {object} ended without an answer that says whether it was stored: {what}")]
-    Unknown {
-        /// The object's path.
-        object: String,
-        /// What was seen.
-        what: String,
+        /// The store's own error, which names the object.
+        source: StoreError,
     },
     /// Two layers hold a value of the same key at the same LSN.
     #[error("layers {first} and {second} both hold {key} at {lsn}: the manifest is damaged")]
@@ -98,11 +86,20 @@ pub enum LayerError {
 impl LayerError {
     /// Whether the same call may succeed later without anything being mended.
     pub fn may_retry(&self) -> bool {
-        matches!(self, LayerError::Store { retry: true, .. } | LayerError::Unknown { .. })
+        matches!(self, LayerError::Store { source, .. } if source.is_transient())
     }
 
     /// A damaged object.
-    pub(crate) fn damaged(object: &str, what: impl Into<String>) -> LayerError {
-        LayerError::Damaged { object: object.to_owned(), what: what.into() }
+    pub(crate) fn damaged(object: &(impl ToString + ?Sized), what: impl Into<String>) -> LayerError {
+        LayerError::Damaged { object: object.to_string(), what: what.into() }
+    }
+
+    /// A failed read: an object that is absent or too short is the layer's damage, not the store's.
+    pub(crate) fn reading(source: StoreError) -> LayerError {
+        match source {
+            StoreError::NotFound { object, .. } => LayerError::Missing { object },
+            StoreError::Corrupt { object, reason } => LayerError::Damaged { object, what: reason },
+            source => LayerError::Store { doing: "reading", source },
+        }
     }
 }

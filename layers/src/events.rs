@@ -2,8 +2,26 @@
 //! time, a name or a transaction, and for people who ask "commits by minute".
 
 use crate::error::LayerError;
+use crate::object::{About, ObjectEncoder, OpenGroup};
+use crate::schema::{GROUP_ROWS_MAX, properties};
 use crate::writer::FinishedLayer;
+use arrow::array::{
+    Array, ArrayRef, AsArray, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array, UInt64Array,
+};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{TimestampMicrosecondType, UInt32Type, UInt64Type};
+use parquet::basic::Encoding;
+use parquet::file::metadata::SortingColumn;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+use std::sync::Arc;
+use zenith_manifest::{KeyBytes, LayerKind};
 use zenith_pgformat::{Lsn, Tli, Xid};
+
+/// Microseconds from 1970-01-01 to 2000-01-01 UTC (`POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE`,
+/// datatype/timestamp.h).
+const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+const BATCH_ROWS: usize = 4096;
 
 /// What happened.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -20,6 +38,30 @@ pub enum EventKind {
     RestorePoint,
     /// A checkpoint, online or at a shutdown.
     Checkpoint,
+}
+
+impl EventKind {
+    /// All of them.
+    pub const ALL: [EventKind; 6] = [
+        EventKind::Commit,
+        EventKind::Abort,
+        EventKind::CommitPrepared,
+        EventKind::AbortPrepared,
+        EventKind::RestorePoint,
+        EventKind::Checkpoint,
+    ];
+
+    /// What stands in the `kind` column.
+    pub fn name(self) -> &'static str {
+        match self {
+            EventKind::Commit => "commit",
+            EventKind::Abort => "abort",
+            EventKind::CommitPrepared => "commit_prepared",
+            EventKind::AbortPrepared => "abort_prepared",
+            EventKind::RestorePoint => "restore_point",
+            EventKind::Checkpoint => "checkpoint",
+        }
+    }
 }
 
 /// One event.
@@ -41,36 +83,175 @@ pub struct Event {
     pub subxacts: u32,
 }
 
-/// Writes an events layer.
-#[derive(Debug)]
+fn event_schema() -> SchemaRef {
+    let time = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
+    let field = |name: &str, data_type: DataType| Field::new(name, data_type, false);
+    Arc::new(Schema::new(vec![
+        field("start", DataType::UInt64),
+        field("lsn", DataType::UInt64),
+        field("kind", DataType::Utf8),
+        field("xid", DataType::UInt32),
+        field("time", time),
+        field("name", DataType::Utf8),
+        field("subxacts", DataType::UInt32),
+    ]))
+}
+
+fn event_properties() -> Result<WriterProperties, LayerError> {
+    let by_lsn = SortingColumn { column_idx: 1, descending: false, nulls_first: false };
+    let mut builder = properties()?
+        .set_dictionary_enabled(false)
+        .set_statistics_enabled(EnabledStatistics::Page)
+        .set_sorting_columns(Some(vec![by_lsn]));
+    for name in ["start", "lsn", "xid", "time", "subxacts"] {
+        builder = builder.set_column_encoding(ColumnPath::from(name), Encoding::DELTA_BINARY_PACKED);
+    }
+    Ok(builder.set_column_dictionary_enabled(ColumnPath::from("kind"), true).build())
+}
+
+/// Writes an events layer into memory.
 pub struct EventWriter {
-    tli: Tli,
+    about: About,
+    encoder: ObjectEncoder,
+    batch: Vec<Event>,
+    group: OpenGroup,
+    last: Lsn,
+    rows: u64,
+    max_time: Option<i64>,
+}
+
+impl std::fmt::Debug for EventWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EventWriter").field("about", &self.about).field("rows", &self.rows).finish()
+    }
 }
 
 impl EventWriter {
     /// For events with `lsn_from < lsn <= lsn_to`.
     pub fn new(tli: Tli, lsn_from: Lsn, lsn_to: Lsn) -> Result<EventWriter, LayerError> {
-        let _ = (lsn_from, lsn_to);
-        Ok(EventWriter { tli })
+        if lsn_from >= lsn_to {
+            return Err(LayerError::Refused(format!("no event can lie above {lsn_from} and up to {lsn_to}")));
+        }
+        Ok(EventWriter {
+            about: About { kind: LayerKind::Events, tli, lsn_from, lsn_to },
+            encoder: ObjectEncoder::new(event_schema(), event_properties()?)?,
+            batch: Vec::new(),
+            group: OpenGroup::EMPTY,
+            last: lsn_from,
+            rows: 0,
+            max_time: None,
+        })
     }
 
-    /// Adds an event; LSNs ascend strictly.
+    /// Adds an event; LSNs ascend strictly. A time that no Parquet timestamp can say is refused.
     pub fn push(&mut self, event: &Event) -> Result<(), LayerError> {
-        Err(LayerError::Refused(format!("{} {}", self.tli, event.lsn)))
+        if event.lsn <= self.last || event.lsn > self.about.lsn_to {
+            return Err(LayerError::Refused(format!(
+                "{} at {}: the layer holds {} to {} and stands at {}",
+                event.kind.name(),
+                event.lsn,
+                self.about.lsn_from,
+                self.about.lsn_to,
+                self.last
+            )));
+        }
+        if event.time.checked_add(POSTGRES_EPOCH).is_none() {
+            return Err(LayerError::Refused(format!("the time of {} at {}", event.kind.name(), event.lsn)));
+        }
+        if self.group.rows >= GROUP_ROWS_MAX {
+            self.end_group()?;
+        }
+        self.batch.push(event.clone());
+        self.group.add(KeyBytes([0; 18]), event.lsn, 0);
+        self.last = event.lsn;
+        self.rows += 1;
+        self.max_time = self.max_time.max(Some(event.time));
+        if self.batch.len() >= BATCH_ROWS {
+            self.write_batch()?;
+        }
+        Ok(())
     }
 
     /// Number of events so far.
     pub fn rows(&self) -> u64 {
-        0
+        self.rows
     }
 
     /// About how large the object would be if it were finished now.
     pub fn estimated_bytes(&self) -> u64 {
-        0
+        self.encoder.estimated_bytes().saturating_add(self.batch.len() as u64 * 8)
+    }
+
+    fn write_batch(&mut self) -> Result<(), LayerError> {
+        if !self.batch.is_empty() {
+            self.encoder.write(&to_batch(&self.batch)?)?;
+        }
+        self.batch.clear();
+        Ok(())
+    }
+
+    fn end_group(&mut self) -> Result<(), LayerError> {
+        self.write_batch()?;
+        self.encoder.end_group(self.group.entry())?;
+        self.group = OpenGroup::EMPTY;
+        Ok(())
     }
 
     /// Ends the layer. A layer without events is refused: ask [`EventWriter::rows`].
-    pub fn finish(self) -> Result<FinishedLayer, LayerError> {
-        Err(LayerError::Refused("it has no rows".to_owned()))
+    pub fn finish(mut self) -> Result<FinishedLayer, LayerError> {
+        if self.group.rows > 0 {
+            self.end_group()?;
+        }
+        let mut layer = self.encoder.finish(self.about)?;
+        layer.entry.max_time = self.max_time;
+        Ok(layer)
     }
+}
+
+fn to_batch(events: &[Event]) -> Result<RecordBatch, LayerError> {
+    let time = |event: &Event| event.time.saturating_add(POSTGRES_EPOCH);
+    let times = TimestampMicrosecondArray::from_iter_values(events.iter().map(time)).with_timezone("UTC");
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(UInt64Array::from_iter_values(events.iter().map(|event| event.start.0))),
+        Arc::new(UInt64Array::from_iter_values(events.iter().map(|event| event.lsn.0))),
+        Arc::new(StringArray::from_iter_values(events.iter().map(|event| event.kind.name()))),
+        Arc::new(UInt32Array::from_iter_values(events.iter().map(|event| event.xid))),
+        Arc::new(times),
+        Arc::new(StringArray::from_iter_values(events.iter().map(|event| &event.name))),
+        Arc::new(UInt32Array::from_iter_values(events.iter().map(|event| event.subxacts))),
+    ];
+    RecordBatch::try_new(event_schema(), columns).map_err(|error| LayerError::Encode(error.to_string()))
+}
+
+/// The events of a row group; `Err` says what is wrong with its columns.
+pub(crate) fn from_batch(batch: &RecordBatch) -> Result<Vec<Event>, String> {
+    let column = |index: usize| {
+        let array = batch.columns().get(index).ok_or_else(|| format!("column {index} is missing"))?;
+        if array.null_count() > 0 { Err(format!("column {index} has nulls")) } else { Ok(array) }
+    };
+    let other_type = || "a column has another type".to_owned();
+    let starts = column(0)?.as_primitive_opt::<UInt64Type>().ok_or_else(other_type)?;
+    let lsns = column(1)?.as_primitive_opt::<UInt64Type>().ok_or_else(other_type)?;
+    let kinds = column(2)?.as_string_opt::<i32>().ok_or_else(other_type)?;
+    let xids = column(3)?.as_primitive_opt::<UInt32Type>().ok_or_else(other_type)?;
+    let times = column(4)?.as_primitive_opt::<TimestampMicrosecondType>().ok_or_else(other_type)?;
+    let names = column(5)?.as_string_opt::<i32>().ok_or_else(other_type)?;
+    let subxacts = column(6)?.as_primitive_opt::<UInt32Type>().ok_or_else(other_type)?;
+    let mut events = Vec::with_capacity(batch.num_rows());
+    let numbers = starts.values().iter().zip(lsns.values()).zip(xids.values()).zip(times.values());
+    let rows = numbers.zip(subxacts.values()).zip(kinds.iter()).zip(names.iter());
+    for ((((((start, lsn), xid), time), subxacts), kind), name) in rows {
+        let kind = kind.unwrap_or_default();
+        let kind = EventKind::ALL.into_iter().find(|known| known.name() == kind);
+        events.push(Event {
+            start: Lsn(*start),
+            lsn: Lsn(*lsn),
+            kind: kind.ok_or("unknown kind of event")?,
+            xid: *xid,
+            time: time.checked_sub(POSTGRES_EPOCH).ok_or("a time is out of range")?,
+            name: name.unwrap_or_default().to_owned(),
+            subxacts: *subxacts,
+        });
+    }
+    Ok(events)
 }

@@ -177,6 +177,30 @@ impl Key {
         Key::of(KeyClass::RelBlock, node.spc, node.db, node.rel, fork as u8, block)
     }
 
+    /// The next key in order that this version can name; `None` after the highest.
+    pub fn successor(&self) -> Option<Key> {
+        if let Some(block) = self.block.checked_add(1) {
+            return Some(Key { block, ..*self });
+        }
+        let low = Key { block: 0, ..*self };
+        if let Some(fork) = self.fork.checked_add(1) {
+            return Some(Key { fork, ..low });
+        }
+        let low = Key { fork: 0, ..low };
+        if let Some(rel) = self.rel.checked_add(1) {
+            return Some(Key { rel, ..low });
+        }
+        let low = Key { rel: 0, ..low };
+        if let Some(db) = self.db.checked_add(1) {
+            return Some(Key { db, ..low });
+        }
+        if let Some(spc) = self.spc.checked_add(1) {
+            return Some(Key { db: 0, spc, ..low });
+        }
+        let class = KeyClass::ALL.into_iter().find(|class| *class > self.class)?;
+        Some(Key::of(class, 0, 0, 0, 0, 0))
+    }
+
     /// The relation that a relation key speaks of.
     pub fn node(&self) -> RelNode {
         RelNode { spc: self.spc, db: self.db, rel: self.rel }
@@ -278,6 +302,21 @@ impl KeyRange {
         self.first <= *key && *key <= self.last
     }
 
+    /// The same keys as ascending ranges of which no two share a key; ranges without a key are left out.
+    pub fn normalise(ranges: &[KeyRange]) -> Vec<KeyRange> {
+        let mut sorted: Vec<KeyRange> =
+            ranges.iter().copied().filter(|range| range.first <= range.last).collect();
+        sorted.sort_unstable();
+        let mut merged: Vec<KeyRange> = Vec::with_capacity(sorted.len());
+        for range in sorted {
+            match merged.last_mut() {
+                Some(last) if range.first <= last.last => last.last = last.last.max(range.last),
+                _ => merged.push(range),
+            }
+        }
+        merged
+    }
+
     /// Whether two ranges share a key.
     pub fn overlaps(&self, other: &KeyRange) -> bool {
         self.first <= other.last && other.first <= self.last
@@ -306,5 +345,25 @@ mod tests {
         assert!(bytes.is_sorted());
         let back: Vec<Option<Key>> = bytes.iter().map(Key::from_bytes).collect();
         assert_eq!(back, keys.into_iter().map(Some).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn no_key_lies_between_a_key_and_its_successor() {
+        let top = |class| KeyRange::class(class).last;
+        assert_eq!(Key::MAX.successor(), None);
+        assert_eq!(top(KeyClass::RelEvent).successor(), Some(KeyRange::class(KeyClass::SlruPage).first));
+        let full = Key { block: u32::MAX, fork: 255, rel: 7, ..Key::MAX };
+        assert_eq!(full.successor(), Some(Key { block: 0, fork: 0, rel: 8, ..Key::MAX }));
+        let full = Key { block: u32::MAX, fork: 255, rel: u32::MAX, db: 3, ..Key::MAX };
+        assert_eq!(full.successor(), Some(Key { block: 0, fork: 0, rel: 0, db: 4, ..Key::MAX }));
+        assert_eq!(Key::tablespace(1).successor(), Some(Key { block: 1, ..Key::tablespace(1) }));
+    }
+
+    #[test]
+    fn normalised_ranges_ascend_and_share_no_key() {
+        let node = RelNode { spc: 1, db: 2, rel: 3 };
+        let blocks = |from, to| KeyRange::blocks(node, Fork::Main, from, to);
+        let ranges = [blocks(8, 9), blocks(1, 4), blocks(3, 6), blocks(6, 6), blocks(9, 2)];
+        assert_eq!(KeyRange::normalise(&ranges), [blocks(1, 6), blocks(8, 9)]);
     }
 }

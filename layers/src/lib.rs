@@ -4,18 +4,35 @@
 pub mod cache;
 pub mod error;
 pub mod events;
+mod footer;
+mod index;
 pub mod key;
+pub mod layer;
+#[cfg(test)]
+mod layer_tests;
 pub mod map;
+mod merge;
+mod object;
+mod packed;
+mod page;
 pub mod reader;
 pub mod row;
+pub mod schema;
 pub mod set;
+#[cfg(test)]
+mod set_tests;
+#[cfg(test)]
+mod test_env;
+#[cfg(test)]
+mod test_rows;
 pub mod writer;
 
 pub use cache::{ByteCache, MokaCache, Weighed};
 pub use error::LayerError;
 pub use events::{Event, EventKind, EventWriter};
 pub use key::{Key, KeyClass, KeyRange, Slru};
-pub use map::{ReadMode, UsedBase};
+pub use layer::Layer;
+pub use map::{LayerMap, ReadMode, UsedBase};
 pub use reader::{CacheOptions, LayerCaches, LayerStore};
 pub use row::{Row, Source, Value};
 pub use set::{EventLayer, HistoryChunk, KeyHistory, LayerSet};

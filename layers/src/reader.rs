@@ -1,7 +1,21 @@
 //! Where layers are opened: one object store, one timeline's paths, shared caches.
 
+use crate::cache::{ByteCache, MokaCache, Weighed};
+use crate::error::LayerError;
+use crate::footer::{Footer, tail_range};
+use crate::index::{GroupDetails, GroupKeys};
+use crate::layer::Layer;
+use crate::page::Block;
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use object_store::ObjectStore;
+use object_store::path::Path;
+use std::ops::Range;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+use zenith_manifest::LayerEntry;
 use zenith_store::TimelinePaths;
 
 /// Bounds of the caches that all [`LayerStore`]s of a process share.
@@ -21,25 +35,91 @@ impl Default for CacheOptions {
     }
 }
 
+/// A part of a layer that the index cache holds. Ids of layers are unique among all stores and timelines.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum IndexKey {
+    Footer(Uuid),
+    Keys(Uuid, u32),
+    Details(Uuid, u32),
+}
+
+#[derive(Clone)]
+pub(crate) enum IndexPart {
+    Footer(Arc<Footer>),
+    Keys(Arc<GroupKeys>),
+    Details(Arc<GroupDetails>),
+}
+
+impl Weighed for IndexPart {
+    fn weight(&self) -> usize {
+        match self {
+            IndexPart::Footer(part) => part.weight(),
+            IndexPart::Keys(part) => part.weight(),
+            IndexPart::Details(part) => part.weight(),
+        }
+    }
+}
+
+impl<T: Weighed> Weighed for Arc<T> {
+    fn weight(&self) -> usize {
+        T::weight(self)
+    }
+}
+
+/// A payload page: layer, and position among the layer's pages.
+pub(crate) type BlockKey = (Uuid, u32);
+
+struct Caches {
+    options: CacheOptions,
+    index: Box<dyn ByteCache<IndexKey, IndexPart, LayerError>>,
+    /// Decoded pages, not stored ones: a hit then costs a copy of one value instead of decompressing 64 KiB, and
+    /// pages of WAL records, which are read most, shrink to a third only.
+    blocks: Box<dyn ByteCache<BlockKey, Arc<Block>, LayerError>>,
+    requests: Semaphore,
+}
+
 /// The caches of a process. A clone shares them.
 #[derive(Clone)]
 pub struct LayerCaches {
-    options: CacheOptions,
+    inner: Arc<Caches>,
 }
 
 impl LayerCaches {
     /// Empty caches.
     pub fn new(options: CacheOptions) -> LayerCaches {
-        LayerCaches { options }
+        let inner = Caches {
+            options,
+            index: Box::new(MokaCache::new("layer index", options.index_bytes)),
+            blocks: Box::new(MokaCache::new("layer blocks", options.block_bytes)),
+            requests: Semaphore::new(options.requests.clamp(1, Semaphore::MAX_PERMITS)),
+        };
+        LayerCaches { inner: Arc::new(inner) }
     }
 
     /// Their bounds.
     pub fn options(&self) -> CacheOptions {
-        self.options
+        self.inner.options
+    }
+
+    /// Bytes that footers and key columns hold at the moment, roughly.
+    pub fn index_bytes(&self) -> u64 {
+        self.inner.index.weighted_bytes()
+    }
+
+    /// Bytes that payload pages hold at the moment, roughly.
+    pub fn block_bytes(&self) -> u64 {
+        self.inner.blocks.weighted_bytes()
+    }
+}
+
+impl std::fmt::Debug for LayerCaches {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerCaches").field("options", &self.inner.options).finish_non_exhaustive()
     }
 }
 
 /// Opens the layers of one timeline in one object store.
+#[derive(Debug)]
 pub struct LayerStore {
     store: Arc<dyn ObjectStore>,
     paths: TimelinePaths,
@@ -65,5 +145,49 @@ impl LayerStore {
     /// The caches, to share them with another store.
     pub fn caches(&self) -> &LayerCaches {
         &self.caches
+    }
+
+    /// Opens a layer: one request for its footer, unless that is in the cache.
+    pub async fn open(self: &Arc<Self>, entry: &Arc<LayerEntry>) -> Result<Layer, LayerError> {
+        let path = self.paths.layer(entry.id);
+        let key = IndexKey::Footer(entry.id);
+        let load = self.load_footer(&path, entry).boxed();
+        match self.index_part(key, load).await? {
+            IndexPart::Footer(footer) => Ok(Layer::new(Arc::clone(self), Arc::clone(entry), path, footer)),
+            _ => Err(LayerError::damaged(&path, "the cache holds another part of it")),
+        }
+    }
+
+    async fn load_footer(&self, path: &Path, entry: &LayerEntry) -> Result<IndexPart, LayerError> {
+        let object = path.as_ref();
+        let tail = self.get(path, tail_range(object, entry)?).await?;
+        Ok(IndexPart::Footer(Arc::new(Footer::decode(object, entry, &tail)?)))
+    }
+
+    /// Some bytes of an object, as one of a bounded number of requests.
+    pub(crate) async fn get(&self, path: &Path, range: Range<u64>) -> Result<Bytes, LayerError> {
+        // The semaphore is never closed.
+        let _permit = self.caches.inner.requests.acquire().await.ok();
+        zenith_store::get_range(&*self.store, path, range).await.map_err(LayerError::reading)
+    }
+
+    pub(crate) async fn index_part(
+        &self,
+        key: IndexKey,
+        load: BoxFuture<'_, Result<IndexPart, LayerError>>,
+    ) -> Result<IndexPart, LayerError> {
+        self.caches.inner.index.get_or_load(key, load).await.map_err(Arc::unwrap_or_clone)
+    }
+
+    pub(crate) async fn cached_block(&self, key: BlockKey) -> Option<Arc<Block>> {
+        self.caches.inner.blocks.get(&key).await
+    }
+
+    pub(crate) async fn block(
+        &self,
+        key: BlockKey,
+        load: BoxFuture<'_, Result<Arc<Block>, LayerError>>,
+    ) -> Result<Arc<Block>, LayerError> {
+        self.caches.inner.blocks.get_or_load(key, load).await.map_err(Arc::unwrap_or_clone)
     }
 }

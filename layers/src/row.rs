@@ -62,9 +62,17 @@ impl Value {
 
     /// Whether nothing older is needed to build the key's value.
     pub fn starts_history(&self) -> bool {
-        !matches!(self, Value::Record(_) | Value::Edit(_))
+        kind_starts_history(self.kind())
     }
 }
+
+/// [`Value::starts_history`] of a number in the `kind` column.
+pub(crate) fn kind_starts_history(kind: u8) -> bool {
+    !matches!(kind, 2 | 4)
+}
+
+/// The highest number that the `kind` column can hold.
+pub(crate) const KIND_MAX: u8 = 6;
 
 /// The WAL record that a row comes from, for people who query layers. All zero in a base image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,4 +103,13 @@ pub struct Row {
     pub value: Value,
     /// Where it comes from.
     pub source: Source,
+}
+
+/// CRC-32C over key bytes, LSN (big-endian), kind and payload: the `crc` column.
+pub(crate) fn row_crc(key: &Key, lsn: Lsn, kind: u8, payload: &[u8]) -> u32 {
+    let mut head = [0; 27];
+    head[..18].copy_from_slice(&key.to_bytes().0);
+    head[18..26].copy_from_slice(&lsn.0.to_be_bytes());
+    head[26] = kind;
+    crc32c::crc32c_append(crc32c::crc32c(&head), payload)
 }

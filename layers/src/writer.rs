@@ -1,74 +1,205 @@
 //! Writing a layer: rows in, one immutable Parquet object out.
 
 use crate::error::LayerError;
-use crate::row::Row;
-use object_store::{ObjectStore, PutPayload};
+use crate::key::Key;
+use crate::object::{About, ObjectEncoder, OpenGroup};
+use crate::row::{Row, Value, row_crc};
+use crate::schema::{GROUP_PAYLOAD_BYTES_MAX, GROUP_ROWS_MAX, row_properties, row_schema};
+use arrow::array::{ArrayRef, BinaryArray, RecordBatch, UInt8Array, UInt32Array, UInt64Array};
+use bytes::Bytes;
+use object_store::ObjectStore;
 use std::sync::Arc;
 use uuid::Uuid;
 use zenith_manifest::{BaseId, LayerEntry, LayerKind};
-use zenith_pgformat::{Lsn, Tli};
-use zenith_store::{Env, TimelinePaths};
+use zenith_pgformat::{BLCKSZ, Lsn, Tli};
+use zenith_store::{Creation, Env, StoreError, TimelinePaths};
+
+/// Rows are handed to the encoder this many at a time ...
+const BATCH_ROWS: usize = 4096;
+/// ... or this many bytes of payload.
+const BATCH_PAYLOAD_BYTES: usize = 1 << 20;
+/// The longest payload: Parquet counts the bytes of a page in 31 bits, and PostgreSQL's records end at 1 GB.
+const PAYLOAD_BYTES_MAX: usize = 1 << 30;
+/// How many ids are tried for one layer.
+const STORE_TRIES: usize = 3;
 
 /// What a layer is to hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WriterOptions {
-    kind: LayerKind,
-    tli: Tli,
-    lsn_from: Lsn,
-    lsn_to: Lsn,
+    about: About,
     base: Option<BaseId>,
 }
 
 impl WriterOptions {
     /// A delta layer: rows with `lsn_from < lsn <= lsn_to`.
     pub fn delta(tli: Tli, lsn_from: Lsn, lsn_to: Lsn) -> WriterOptions {
-        WriterOptions { kind: LayerKind::Delta, tli, lsn_from, lsn_to, base: None }
+        WriterOptions { about: About { kind: LayerKind::Delta, tli, lsn_from, lsn_to }, base: None }
     }
 
-    /// An image layer: rows with `lsn == lsn`, of the base image `base` if it belongs to one.
+    /// An image layer: rows at exactly `lsn`, of the base image `base` if it belongs to one.
     pub fn image(tli: Tli, lsn: Lsn, base: Option<BaseId>) -> WriterOptions {
-        WriterOptions { kind: LayerKind::Image, tli, lsn_from: lsn, lsn_to: lsn, base }
+        WriterOptions { about: About { kind: LayerKind::Image, tli, lsn_from: lsn, lsn_to: lsn }, base }
     }
 }
 
 /// Writes one image or delta layer into memory.
-#[derive(Debug)]
+///
+/// It holds the encoded object so far, the open row group's encoded pages (at most 16 MB of payload before
+/// compression) and a batch of about 1 MB that is not encoded yet.
 pub struct LayerWriter {
     options: WriterOptions,
+    encoder: ObjectEncoder,
+    batch: Vec<Row>,
+    batch_bytes: usize,
+    group: OpenGroup,
+    last: Option<(Key, Lsn)>,
+    rows: u64,
+}
+
+impl std::fmt::Debug for LayerWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerWriter").field("options", &self.options).field("rows", &self.rows).finish()
+    }
 }
 
 /// A layer that is encoded and not yet stored.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct FinishedLayer {
-    entry: LayerEntry,
-    payload: PutPayload,
+    pub(crate) entry: LayerEntry,
+    pub(crate) object: Bytes,
 }
 
 impl LayerWriter {
     /// A writer without rows.
     pub fn new(options: WriterOptions) -> Result<LayerWriter, LayerError> {
-        Ok(LayerWriter { options })
+        let About { lsn_from, lsn_to, .. } = options.about;
+        if lsn_from > lsn_to || !lsn_to.is_valid() {
+            return Err(LayerError::Refused(format!("no row can lie above {lsn_from} and up to {lsn_to}")));
+        }
+        Ok(LayerWriter {
+            options,
+            encoder: ObjectEncoder::new(row_schema(), row_properties()?)?,
+            batch: Vec::new(),
+            batch_bytes: 0,
+            group: OpenGroup::EMPTY,
+            last: None,
+            rows: 0,
+        })
     }
 
-    /// Adds a row. Keys ascend, LSNs of one key ascend; a duplicate or disorder is refused.
+    /// Adds a row. Keys ascend, LSNs of one key ascend; a duplicate or disorder is refused, and so is an LSN that
+    /// the layer cannot hold.
     pub fn push(&mut self, row: &Row) -> Result<(), LayerError> {
-        Err(LayerError::Refused(format!("{:?} {:?}", self.options, row.key)))
+        self.check(row)?;
+        let bytes = row.value.payload().len();
+        if self.group.rows > 0
+            && (self.group.rows >= GROUP_ROWS_MAX
+                || self.group.payload_bytes + bytes > GROUP_PAYLOAD_BYTES_MAX)
+        {
+            self.end_group()?;
+        }
+        self.batch.push(row.clone());
+        self.batch_bytes += bytes;
+        self.group.add(row.key.to_bytes(), row.lsn, bytes);
+        self.last = Some((row.key, row.lsn));
+        self.rows += 1;
+        if self.batch.len() >= BATCH_ROWS || self.batch_bytes >= BATCH_PAYLOAD_BYTES {
+            self.write_batch()?;
+        }
+        Ok(())
+    }
+
+    fn check(&self, row: &Row) -> Result<(), LayerError> {
+        let refuse = |why: String| Err(LayerError::Refused(format!("{} at {}: {why}", row.key, row.lsn)));
+        if let Some((key, lsn)) = self.last
+            && (key, lsn) >= (row.key, row.lsn)
+        {
+            return refuse(format!("it does not sort after {key} at {lsn}"));
+        }
+        let About { kind, lsn_from, lsn_to, .. } = self.options.about;
+        let held = match kind {
+            LayerKind::Image => row.lsn == lsn_from,
+            LayerKind::Delta | LayerKind::Events => lsn_from < row.lsn && row.lsn <= lsn_to,
+        };
+        if !held {
+            return refuse(format!("the layer holds {lsn_from} to {lsn_to}"));
+        }
+        if kind == LayerKind::Image && !row.value.starts_history() {
+            return refuse("an image cannot need an older value".to_owned());
+        }
+        let bytes = row.value.payload().len();
+        if matches!(row.value, Value::Page(_)) && bytes != 0 && bytes != BLCKSZ {
+            return refuse(format!("a page of {bytes} bytes"));
+        }
+        if bytes > PAYLOAD_BYTES_MAX {
+            return refuse(format!("a payload of {bytes} bytes"));
+        }
+        Ok(())
     }
 
     /// Number of rows so far.
     pub fn rows(&self) -> u64 {
-        0
+        self.rows
     }
 
     /// About how large the object would be if it were finished now; tells when to begin another.
     pub fn estimated_bytes(&self) -> u64 {
-        0
+        self.encoder.estimated_bytes().saturating_add(self.batch_bytes as u64)
+    }
+
+    fn write_batch(&mut self) -> Result<(), LayerError> {
+        if !self.batch.is_empty() {
+            self.encoder.write(&to_batch(&self.batch)?)?;
+        }
+        self.batch.clear();
+        self.batch_bytes = 0;
+        Ok(())
+    }
+
+    fn end_group(&mut self) -> Result<(), LayerError> {
+        self.write_batch()?;
+        self.encoder.end_group(self.group.entry())?;
+        self.group = OpenGroup::EMPTY;
+        Ok(())
     }
 
     /// Ends the layer. A layer without rows is refused: ask [`LayerWriter::rows`].
-    pub fn finish(self) -> Result<FinishedLayer, LayerError> {
-        Err(LayerError::Refused("it has no rows".to_owned()))
+    pub fn finish(mut self) -> Result<FinishedLayer, LayerError> {
+        if self.group.rows > 0 {
+            self.end_group()?;
+        }
+        let mut layer = self.encoder.finish(self.options.about)?;
+        layer.entry.base = self.options.base;
+        Ok(layer)
     }
+}
+
+/// Rows as the columns of [`row_schema`].
+pub(crate) fn to_batch(rows: &[Row]) -> Result<RecordBatch, LayerError> {
+    let bytes = |field: fn(&Row) -> u8| -> ArrayRef {
+        Arc::new(UInt8Array::from_iter_values(rows.iter().map(field)))
+    };
+    let numbers = |field: fn(&Row) -> u32| -> ArrayRef {
+        Arc::new(UInt32Array::from_iter_values(rows.iter().map(field)))
+    };
+    let crc = |row: &Row| row_crc(&row.key, row.lsn, row.value.kind(), row.value.payload());
+    let columns: Vec<ArrayRef> = vec![
+        bytes(|row| row.key.class as u8),
+        numbers(|row| row.key.spc),
+        numbers(|row| row.key.db),
+        numbers(|row| row.key.rel),
+        bytes(|row| row.key.fork),
+        numbers(|row| row.key.block),
+        Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.lsn.0))),
+        bytes(|row| row.value.kind()),
+        bytes(|row| row.source.rmgr.0),
+        bytes(|row| row.source.info),
+        numbers(|row| row.source.xid),
+        numbers(|row| row.source.length),
+        Arc::new(UInt32Array::from_iter_values(rows.iter().map(crc))),
+        Arc::new(BinaryArray::from_iter_values(rows.iter().map(|row| row.value.payload()))),
+    ];
+    RecordBatch::try_new(row_schema(), columns).map_err(|error| LayerError::Encode(error.to_string()))
 }
 
 impl FinishedLayer {
@@ -81,20 +212,44 @@ impl FinishedLayer {
     pub fn bytes(&self) -> u64 {
         self.entry.bytes
     }
+
+    /// The object itself.
+    pub fn object(&self) -> &Bytes {
+        &self.object
+    }
 }
 
 /// Stores a finished layer by one put-if-absent under a fresh id and returns its entry for the manifest. An outcome
-/// that stays unknown after reading back is resolved by storing it again under another id.
+/// that stays unknown after reading back is resolved by storing it again under another id; what the first attempt may
+/// have left behind is garbage collection's.
 ///
 /// The entry of a base's image layer says `serves_from = lsn_from`; whoever takes the base raises it to the
 /// base's end before it commits the entry.
 pub async fn store_layer(
-    store: &Arc<dyn ObjectStore>,
+    store: &dyn ObjectStore,
     paths: &TimelinePaths,
     env: &Env,
     layer: &FinishedLayer,
 ) -> Result<LayerEntry, LayerError> {
-    let id = env.ids.fresh();
-    let _ = (store, &layer.payload);
-    Err(LayerError::Unknown { object: paths.layer(id).to_string(), what: String::new() })
+    let mut last = None;
+    for _ in 0..STORE_TRIES {
+        let id = env.ids.fresh();
+        let path = paths.layer(id);
+        match zenith_store::create(store, env, &path, layer.object.clone()).await {
+            Ok(Creation::Created | Creation::Same) => return Ok(layer.entry(id)),
+            Ok(Creation::Other(_)) => {
+                tracing::warn!(object = %path, "a fresh id was taken already; trying another");
+                let (object, reason) = (path.to_string(), "its fresh id is taken".to_owned());
+                last = Some(StoreError::Refused { object, reason });
+            }
+            Err(source @ StoreError::Unknown { .. }) => {
+                tracing::warn!(%source, "storing the layer under another id");
+                last = Some(source);
+            }
+            Err(source) => return Err(LayerError::Store { doing: "storing", source }),
+        }
+    }
+    let source =
+        last.unwrap_or_else(|| StoreError::Settings("a layer was not tried to be stored".to_owned()));
+    Err(LayerError::Store { doing: "storing", source })
 }
