@@ -246,3 +246,171 @@ fn restore_image(key: Key, end: Lsn, raw: &Bytes) -> Result<Option<Box<Page>>, R
 fn bad(key: Key, lsn: Lsn, problem: impl ToString) -> ReadError {
     ReadError::BadValue { key, lsn, problem: problem.to_string() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zenith_layers::Source;
+    use zenith_pgformat::RelNode;
+    use zenith_pgformat::wal::encode::{Parts, encode_with_blocks};
+    use zenith_pgformat::wal::{BlockImage, BlockRef, RmgrId};
+    use zenith_redo::native::ALL_VISIBLE;
+
+    const NODE: RelNode = RelNode { spc: 1663, db: 5, rel: 16384 };
+
+    fn key() -> Key {
+        Key::rel_block(NODE, Fork::Vm, 0)
+    }
+
+    fn row(lsn: u64, value: Value) -> Row {
+        Row { key: key(), lsn: Lsn(lsn), value, source: Source::NONE }
+    }
+
+    fn record(lsn: u64) -> Row {
+        row(lsn, Value::Record(Bytes::from_static(b"r")))
+    }
+
+    fn clear(lsn: u64, block: u16) -> Row {
+        row(lsn, Value::Edit(Edit::ClearVisibility { blocks: vec![(block, ALL_VISIBLE)] }.encode()))
+    }
+
+    fn page_row(lsn: u64, page: &Page) -> Row {
+        row(lsn, Value::Page(Bytes::copy_from_slice(page)))
+    }
+
+    fn full() -> Page {
+        let mut page = [0xFF; BLCKSZ];
+        page::set_lsn(&mut page, Lsn(5));
+        page
+    }
+
+    fn build(mut rows: Vec<Row>, hints: &HintLogging) -> Result<Build, ReadError> {
+        rows.reverse();
+        Build::new(key(), Lsn(1000), rows, Absent::Lost, hints)
+    }
+
+    fn plain() -> HintLogging {
+        HintLogging::new(false, false, Vec::new())
+    }
+
+    /// LSNs of the changes of every request, answered with the page that it began with or zeros.
+    fn requests(build: &mut Build) -> Vec<(bool, Vec<u64>)> {
+        let mut seen = Vec::new();
+        while let Some(request) = build.next_request().unwrap() {
+            seen.push((request.hint_bits_logged, request.changes.iter().map(|c| c.end.0).collect()));
+            let base = request.base.and_then(|bytes| Page::try_from(&bytes[..]).ok()).unwrap_or(ZEROS);
+            build.took(Box::new(base));
+        }
+        seen
+    }
+
+    #[test]
+    fn records_and_the_edits_between_them_are_one_request() {
+        let mut build =
+            build(vec![page_row(10, &full()), record(20), clear(30, 0), record(40)], &plain()).unwrap();
+        assert_eq!(requests(&mut build), [(false, vec![20, 30, 40])]);
+    }
+
+    #[test]
+    fn a_change_of_settings_inside_a_history_splits_it() {
+        let hints = HintLogging::new(false, false, vec![(Lsn(30), true), (Lsn(60), false)]);
+        let rows = vec![page_row(10, &full()), record(20), record(30), record(40), record(60), record(70)];
+        let split = requests(&mut build(rows.clone(), &hints).unwrap());
+        assert_eq!(split, [(false, vec![20, 30]), (true, vec![40, 60]), (false, vec![70])]);
+        let checksums = HintLogging::new(true, false, vec![(Lsn(30), true), (Lsn(60), false)]);
+        assert_eq!(requests(&mut build(rows, &checksums).unwrap()), [(true, vec![20, 30, 40, 60, 70])]);
+    }
+
+    #[test]
+    fn records_that_know_the_block_by_another_name_are_asked_for_by_it() {
+        let copy = Key::rel_block(RelNode { db: 77, ..NODE }, Fork::Main, 3);
+        let source = Key::rel_block(NODE, Fork::Main, 3);
+        let named = |key, row: Row| Row { key, ..row };
+        let rows =
+            vec![named(copy, record(40)), named(source, record(20)), named(source, page_row(10, &full()))];
+        let mut build = Build::new(copy, Lsn(100), rows, Absent::Lost, &plain()).unwrap();
+        let first = build.next_request().unwrap().unwrap();
+        build.took(Box::new(full()));
+        let second = build.next_request().unwrap().unwrap();
+        assert_eq!((first.node.db, second.node.db), (5, 77));
+    }
+
+    #[test]
+    fn edits_alone_need_no_redo_process() {
+        let mut build = build(vec![page_row(10, &full()), clear(20, 0), clear(30, 1)], &plain()).unwrap();
+        assert_eq!(requests(&mut build), []);
+        assert_eq!(build.done(Lsn(1000), false).unwrap()[24], 0b1111_1010);
+    }
+
+    #[test]
+    fn a_history_without_a_beginning_is_lost_and_never_begins_as_zeros() {
+        assert!(matches!(build(vec![record(20)], &plain()), Err(ReadError::LostBase { .. })));
+        assert!(matches!(build(vec![], &plain()), Err(ReadError::LostBase { .. })));
+        let zeros = Build::new(key(), Lsn(1000), vec![clear(20, 0)], Absent::Zeros, &plain()).unwrap();
+        assert_eq!(requests(&mut { zeros }), []);
+    }
+
+    #[test]
+    fn values_that_are_no_page_are_refused_by_name() {
+        for value in [Value::Page(Bytes::from_static(b"short")), Value::State(Bytes::new()), Value::Tombstone]
+        {
+            let error = build(vec![row(10, value)], &plain()).unwrap_err().to_string();
+            assert!(error.contains("1663/5/16384") && error.contains("0/A"), "{error}");
+        }
+        let mut damaged =
+            build(vec![page_row(10, &full()), row(20, Value::Edit(Bytes::from_static(b"\xFF")))], &plain())
+                .unwrap();
+        assert!(matches!(damaged.next_request(), Err(ReadError::BadValue { lsn: Lsn(20), .. })));
+    }
+
+    fn image_record(page: &Page, apply: bool) -> Bytes {
+        let image = BlockImage {
+            bytes: Bytes::copy_from_slice(page),
+            hole_offset: 0,
+            hole_length: 0,
+            info: if apply { 0x02 } else { 0 },
+            apply,
+        };
+        let block = BlockRef {
+            id: 0,
+            node: NODE,
+            fork: Fork::Vm,
+            block: 0,
+            will_init: !apply,
+            image: Some(image),
+            data: None,
+        };
+        let parts = Parts {
+            rmgr: RmgrId::HEAP2,
+            info: 0,
+            xid: 0,
+            prev: Lsn(0),
+            origin: None,
+            top_xid: None,
+            main_data: &[],
+        };
+        Bytes::from(encode_with_blocks(&parts, std::iter::once(&block)))
+    }
+
+    #[test]
+    fn an_image_is_restored_here_and_gets_the_end_of_its_record() {
+        let rows = vec![row(30, Value::InitRecord(image_record(&full(), true))), record(40)];
+        let mut built = build(rows, &plain()).unwrap();
+        let request = built.next_request().unwrap().unwrap();
+        let base = request.base.unwrap();
+        assert_eq!(page::lsn(base[..].try_into().unwrap()), Lsn(30));
+        assert_eq!(request.changes.len(), 1);
+        // An image that is only a check leaves the work to redo.
+        let mut checked =
+            build(vec![row(30, Value::InitRecord(image_record(&full(), false)))], &plain()).unwrap();
+        let request = checked.next_request().unwrap().unwrap();
+        assert!(request.base.is_none() && request.changes.len() == 1);
+    }
+
+    #[test]
+    fn the_newest_image_of_a_hint_is_served_and_records_on_it_are_not_wanted() {
+        let rows = vec![record(50), page_row(40, &full())];
+        assert_eq!(newest_image(key(), &rows).unwrap()[100], 0xFF);
+        assert_eq!(newest_image(key(), &[record(50)]).unwrap(), Box::new(ZEROS));
+    }
+}

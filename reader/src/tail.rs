@@ -8,7 +8,9 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use std::sync::Arc;
 use uuid::Uuid;
-use zenith_ingest::slicer::{LocalSink, SliceReport, Slicer, SlicerOptions, SlicerStart, Stopped, slicer_layers};
+use zenith_ingest::slicer::{
+    LocalSink, SliceReport, Slicer, SlicerOptions, SlicerStart, Stopped, slicer_layers,
+};
 use zenith_layers::{LayerSet, LayerStore};
 use zenith_manifest::{Change, LayerEntry, Role, Slice, apply};
 use zenith_pgformat::Lsn;
@@ -122,13 +124,13 @@ impl State {
             std::fs::create_dir_all(&work_dir)?;
             tempfile::Builder::new().prefix("zenith-tail-").tempdir_in(&work_dir)
         });
-        let cannot = |source| ReadError::WorkDir { folder: self.shared.work_dir.display().to_string(), source };
+        let cannot =
+            |source| ReadError::WorkDir { folder: self.shared.work_dir.display().to_string(), source };
         let folder = made.await.map_err(|e| cannot(std::io::Error::other(e)))?.map_err(cannot)?;
         let local = LocalFileSystem::new_with_prefix(folder.path());
         let objects: Arc<dyn ObjectStore> = Arc::new(local.map_err(|e| cannot(std::io::Error::other(e)))?);
         let paths = ClusterPaths::new(&Path::default(), "tail").timeline(self.identity.timeline);
-        let store =
-            LayerStore::new(Arc::clone(&objects), paths.clone(), self.shared.caches.layers.clone());
+        let store = LayerStore::new(Arc::clone(&objects), paths.clone(), self.shared.caches.layers.clone());
         Ok(TailLayers { objects, paths, store, entries: Vec::new(), folder: Arc::new(folder) })
     }
 
@@ -148,7 +150,11 @@ impl State {
         if !sink.confirmed().is_empty() {
             changes.push(Change::ConfirmBases { epoch, bases: sink.confirmed().to_vec() });
         }
-        changes.extend(sink.begun().iter().map(|(at, base)| Change::BeginRange { epoch, at: *at, base: *base }));
+        changes.extend(sink.begun().iter().map(|(at, base)| Change::BeginRange {
+            epoch,
+            at: *at,
+            base: *base,
+        }));
         let applied = apply(&self.root, &changes, Uuid::nil()).map_err(ReadError::TailRefused)?;
         self.root.bases = applied.bases;
         self.root.ranges = applied.ranges;

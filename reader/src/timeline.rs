@@ -240,7 +240,9 @@ impl Timeline {
             Err(Unreadable::NotConfirmed { base, end, .. }) => {
                 Err(ReadError::Unconfirmed { base, end, timeline })
             }
-            Err(Unreadable::NotSliced { lsn, sliced }) if self.state.covered.is_some_and(|upto| lsn <= upto) => {
+            Err(Unreadable::NotSliced { lsn, sliced })
+                if self.state.covered.is_some_and(|upto| lsn <= upto) =>
+            {
                 self.check(sliced)
             }
             Err(Unreadable::NotSliced { lsn, sliced }) => Err(self.past(lsn, sliced)),

@@ -56,6 +56,12 @@ fn clear_unused_space(page: &mut [u8]) {
     page[lower..upper].fill(0);
 }
 
+/// `mask_page_content`: everything but the header, and the header's `pd_lower` and `pd_upper`.
+fn clear_content(page: &mut [u8]) {
+    page[12..16].fill(0);
+    page[HEADER..].fill(0);
+}
+
 fn clear_line_pointer_flags(page: &mut [u8]) {
     for at in (HEADER..get16(page, 12)).step_by(4) {
         let pointer = u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]);
@@ -113,13 +119,13 @@ pub fn mask(page: &mut [u8]) {
         PageKind::Hash => {
             clear_unused_space(page);
             match get16(page, special + 12) & 0x000F {
-                0 => page[HEADER..].fill(0),
+                0 => clear_content(page),
                 1 | 2 => clear_line_pointer_flags(page),
                 _ => {}
             }
             and16(page, special + 12, !0x0080);
         }
-        PageKind::Gin if page[special + 6] & 0x04 != 0 => page[HEADER..].fill(0),
+        PageKind::Gin if page[special + 6] & 0x04 != 0 => clear_content(page),
         PageKind::Gin if get16(page, 12) > HEADER => clear_unused_space(page),
         PageKind::Gin => {}
         PageKind::Gist => {
