@@ -1,6 +1,5 @@
 //! From a command's result to its exit status and message.
 
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -39,20 +38,20 @@ pub fn status_of(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// An error and its causes in one line: `a: b: c`. A cause that its parent's text already ends with is left out.
+/// An error and its causes in one line: `a: b: c`. What one of them says again of the one before it is left out.
 pub fn message_of(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain() {
-        let part = cause.to_string();
-        if text.ends_with(&part) {
-            continue;
+    let mut parts: Vec<String> = Vec::new();
+    for part in error.chain().map(ToString::to_string) {
+        match parts.last() {
+            Some(last) if last.ends_with(&part) => {}
+            Some(last) if part.starts_with(last.as_str()) => {
+                parts.pop();
+                parts.push(part);
+            }
+            _ => parts.push(part),
         }
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        let _ = write!(text, "{part}");
     }
-    text
+    parts.join(": ")
 }
 
 /// Prints an error to standard error as `program: error: …`, unless it was said already or nobody listens.
@@ -138,6 +137,8 @@ mod tests {
         let inner = anyhow!("not found");
         let error = Err::<(), _>(inner).context("object x: not found").context("outer");
         assert_eq!(message_of(&error.expect_err("error")), "outer: object x: not found");
+        let error = anyhow!("x was not archived: cut").context("x was not archived");
+        assert_eq!(message_of(&error), "x was not archived: cut");
     }
 
     #[test]

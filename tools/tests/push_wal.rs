@@ -1,0 +1,350 @@
+//! `zenith_push wal` and `zenith_restore wal` as processes, on segments made by hand (1 MB, PostgreSQL's smallest) and
+//! from a server itself.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use tempfile::TempDir;
+use zenith_ingest::archive::WalArchive;
+use zenith_manifest::Names;
+use zenith_pgformat::wal::page::{LongHeader, PageHeader};
+use zenith_pgformat::wal_name::{WalFile, WalSegSize};
+use zenith_store::{ClusterPaths, Env, Store, StoreSettings};
+use zenith_testkit::pg::{Pg, PgOptions, give_to_server, server_dir};
+
+const SYSTEM_IDENTIFIER: u64 = 7_000_000_000_000_000_001;
+const SEGMENT: u64 = 1 << 20;
+
+fn size() -> WalSegSize {
+    WalSegSize::new(SEGMENT).expect("valid")
+}
+
+/// A folder with a store in it and files beside.
+struct Place {
+    folder: TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        Place { folder: server_dir() }
+    }
+
+    fn url(&self) -> String {
+        format!("file://{}", self.folder.path().join("store").display())
+    }
+
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        command(program, &self.url(), arguments)
+    }
+
+    fn push(&self, file: &Path) -> Output {
+        self.command(env!("CARGO_BIN_EXE_zenith_push"), &["wal"]).arg(file).output().expect("started")
+    }
+
+    /// A file of WAL beside the store.
+    fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, content).expect("written");
+        path
+    }
+
+    fn restore(&self, name: &str, target: &Path) -> Output {
+        let program = env!("CARGO_BIN_EXE_zenith_restore");
+        self.command(program, &["wal", name]).arg(target).output().expect("started")
+    }
+
+    /// The archived content, through the library.
+    async fn archived(&self, file: WalFile) -> Option<Vec<u8>> {
+        let store = Store::open(&self.url(), &StoreSettings::default()).expect("store");
+        let cluster = ClusterPaths::new(&store.prefix, "main");
+        let names = Names::new(Arc::clone(&store.objects), Env::system(), cluster.clone());
+        let id = names.resolve("main").await.expect("main");
+        let identity = names.identity(id).await.expect("identity");
+        let size = WalSegSize::new(u64::from(identity.wal_segment_size)).expect("size");
+        let archive = WalArchive::new(store.objects, cluster.timeline(id), size, identity.system_identifier);
+        archive.get(file).await.expect("read").map(|bytes| bytes.to_vec())
+    }
+}
+
+fn command(program: &str, store: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    let ours = |name: &std::ffi::OsString| name.to_string_lossy().starts_with("ZENITH_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| ours(name)) {
+        command.env_remove(name);
+    }
+    command.args(["--store", store]).args(arguments);
+    command
+}
+
+fn segment(number: u64, system_identifier: u64, fill: u8) -> Vec<u8> {
+    let header = PageHeader {
+        info: 0,
+        tli: 1,
+        page_addr: size().start_of(number),
+        rem_len: 0,
+        long: Some(LongHeader { system_identifier, seg_size: SEGMENT as u32, xlog_blcksz: 8192 }),
+    };
+    let mut content = header.encode();
+    content.resize(SEGMENT as usize, fill);
+    content
+}
+
+fn name(number: u64) -> String {
+    WalFile::Segment { tli: 1, segment: number }.name(size())
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[track_caller]
+fn succeeds(output: &Output) {
+    assert_eq!(output.status.code(), Some(0), "{}", said(output));
+}
+
+/// Fails as `archive_command` must, and says all of `words`.
+#[track_caller]
+fn fails(output: &Output, words: &[&str]) {
+    let text = said(output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    for word in words {
+        assert!(text.contains(word), "no \"{word}\" in: {text}");
+    }
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+#[test]
+fn the_same_file_again_succeeds_and_other_bytes_fail_and_change_nothing() {
+    let place = Place::new();
+    let file = place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0));
+    succeeds(&place.push(&file));
+    succeeds(&place.push(&file));
+    place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 9));
+    fails(&place.push(&file), &[&name(1), "other content", "CRC-32C"]);
+
+    let target = place.folder.path().join("fetched");
+    succeeds(&place.restore(&name(1), &target));
+    assert_eq!(std::fs::read(&target).expect("fetched"), segment(1, SYSTEM_IDENTIFIER, 0));
+}
+
+#[test]
+fn history_backup_and_partial_files_are_protected_too() {
+    let place = Place::new();
+    succeeds(&place.push(&place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0))));
+    let backup = WalFile::Backup { tli: 1, segment: 1, offset: 0x28 }.name(size());
+    let partial = WalFile::Partial { tli: 1, segment: 2 }.name(size());
+    for (name, content, other) in [
+        ("00000002.history", &b"1\t0/180000\tno reason\n"[..], &b"1\t0/190000\tno reason\n"[..]),
+        (backup.as_str(), b"START WAL LOCATION: 0/100028\n", b"START WAL LOCATION: 0/100030\n"),
+        (partial.as_str(), &segment(2, SYSTEM_IDENTIFIER, 0), &segment(2, SYSTEM_IDENTIFIER, 1)),
+    ] {
+        let file = place.file(name, content);
+        succeeds(&place.push(&file));
+        succeeds(&place.push(&file));
+        place.file(name, other);
+        fails(&place.push(&file), &[name, "other content"]);
+    }
+}
+
+#[test]
+fn what_is_not_this_clusters_whole_segment_is_refused() {
+    let place = Place::new();
+    succeeds(&place.push(&place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0))));
+    let foreign = place.file(&name(2), &segment(2, SYSTEM_IDENTIFIER + 1, 0));
+    fails(&place.push(&foreign), &[&name(2), "system identifier"]);
+    let cut = place.file(&name(3), &segment(3, SYSTEM_IDENTIFIER, 0)[..8192]);
+    fails(&place.push(&cut), &[&name(3), "8192 bytes"]);
+    let misplaced = place.file(&name(4), &segment(5, SYSTEM_IDENTIFIER, 0));
+    fails(&place.push(&misplaced), &[&name(4), "stands at"]);
+    let garbage = place.file(&name(6), &vec![7; SEGMENT as usize]);
+    fails(&place.push(&garbage), &[&name(6), "magic number"]);
+    let history = place.file("00000003.history", b"this is no history");
+    fails(&place.push(&history), &["00000003.history"]);
+    fails(&place.push(&place.folder.path().join(name(7))), &[&name(7), "cannot read"]);
+    fails(&place.push(&place.file("postgresql.conf", b"")), &["postgresql.conf", "no WAL file"]);
+    for number in [2, 3, 4, 6, 7] {
+        assert_eq!(place.restore(&name(number), &place.folder.path().join("x")).status.code(), Some(1));
+    }
+}
+
+#[test]
+fn a_file_that_would_be_refused_does_not_make_a_timeline() {
+    let place = Place::new();
+    fails(&place.push(&place.file(&name(3), &segment(3, SYSTEM_IDENTIFIER, 0)[..8192])), &[&name(3)]);
+    fails(&place.push(&place.file(&name(4), b"")), &[&name(4)]);
+    fails(&place.push(&place.file("00000002.history", b"")), &["00000002.history", "zenith_push base"]);
+    assert!(!place.folder.path().join("store/main/names").exists());
+}
+
+#[test]
+fn many_at_once_make_one_timeline_and_all_succeed() {
+    let place = Place::new();
+    let files: Vec<PathBuf> =
+        (1..=8).map(|number| place.file(&name(number), &segment(number, SYSTEM_IDENTIFIER, 0))).collect();
+    // Each file twice: a promoted standby pushes what its primary pushes.
+    let children: Vec<_> = files
+        .iter()
+        .chain(&files)
+        .map(|file| {
+            let mut push = place.command(env!("CARGO_BIN_EXE_zenith_push"), &["wal"]);
+            push.arg(file).stderr(std::process::Stdio::piped()).spawn().expect("started")
+        })
+        .collect();
+    for child in children {
+        succeeds(&child.wait_with_output().expect("ended"));
+    }
+    let versions = std::fs::read_dir(place.folder.path().join("store/main/names/main")).expect("named");
+    assert_eq!(versions.count(), 1);
+    for number in 1..=8 {
+        succeeds(&place.restore(&name(number), &place.folder.path().join("fetched")));
+    }
+}
+
+#[test]
+fn a_mistyped_timeline_is_an_error_and_is_not_created() {
+    let place = Place::new();
+    let file = place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0));
+    succeeds(&place.push(&file));
+    let program = env!("CARGO_BIN_EXE_zenith_push");
+    let mistyped = place.command(program, &["--timeline", "mian", "wal"]).arg(&file).output();
+    fails(&mistyped.expect("started"), &["\"mian\"", "main"]);
+    assert!(!place.folder.path().join("store/main/names/mian").exists());
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_for_restore_command_with_255() {
+    let place = Place::new();
+    let push = env!("CARGO_BIN_EXE_zenith_push");
+    let restore = env!("CARGO_BIN_EXE_zenith_restore");
+    let code = |mut command: Command| command.output().expect("started").status.code();
+    assert_eq!(code(place.command(push, &["wal"])), Some(2));
+    assert_eq!(code(place.command(push, &["what"])), Some(2));
+    assert_eq!(code(Command::new(push)), Some(2));
+    assert_eq!(code(place.command(restore, &["--lsn", "nonsense", "-D", "d"])), Some(2));
+    assert_eq!(code(place.command(restore, &["wal", "--nonsense", "f", "p"])), Some(255));
+    assert_eq!(code(place.command(restore, &["wal", "f"])), Some(255));
+    for program in [push, restore, env!("CARGO_BIN_EXE_zenith"), env!("CARGO_BIN_EXE_zenith_slicedice")] {
+        let help = Command::new(program).arg("--help").output().expect("started");
+        succeeds(&help);
+        let text = String::from_utf8_lossy(&help.stdout).into_owned();
+        assert!(text.contains("ZENITH_STORE") && text.contains("Exit status"), "{text}");
+    }
+}
+
+#[test]
+fn restore_command_tells_an_absence_from_a_failure() {
+    let place = Place::new();
+    let target = place.folder.path().join("RECOVERYXLOG");
+    // No store at all, then a store without the timeline: neither proves an absence.
+    assert_eq!(place.restore(&name(1), &target).status.code(), Some(255));
+    std::fs::create_dir(place.folder.path().join("store")).expect("made");
+    assert_eq!(place.restore(&name(1), &target).status.code(), Some(255));
+    succeeds(&place.push(&place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0))));
+    succeeds(&place.restore(&name(1), &target));
+    assert_eq!(place.restore(&name(2), &target).status.code(), Some(1));
+    assert_eq!(place.restore("00000002.history", &target).status.code(), Some(1));
+    assert_eq!(place.restore("nonsense", &target).status.code(), Some(255));
+    let unwritable = place.restore(&name(1), Path::new("/no/such/directory/RECOVERYXLOG"));
+    assert_eq!(unwritable.status.code(), Some(255), "{}", said(&unwritable));
+    assert!(said(&unwritable).contains("RECOVERYXLOG"));
+}
+
+#[test]
+fn a_damaged_object_is_named_and_is_no_absence() {
+    let place = Place::new();
+    succeeds(&place.push(&place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 5))));
+    let find = Command::new("find")
+        .arg(place.folder.path().join("store"))
+        .args(["-name", &format!("{}.zst", name(1))])
+        .output()
+        .expect("find");
+    let object = PathBuf::from(String::from_utf8_lossy(&find.stdout).trim());
+    let mut bytes = std::fs::read(&object).expect("the object");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0xFF;
+    std::fs::write(&object, &bytes).expect("damaged");
+    let output = place.restore(&name(1), &place.folder.path().join("RECOVERYXLOG"));
+    assert_eq!(output.status.code(), Some(255));
+    assert!(said(&output).contains(&name(1)), "{}", said(&output));
+    assert!(!place.folder.path().join("RECOVERYXLOG").exists());
+}
+
+#[test]
+fn a_store_that_does_not_answer_is_told_within_a_minute() {
+    // A port that nothing listens on: it was free a moment ago, and is not given out again so soon.
+    let port = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        listener.local_addr().expect("address").port()
+    };
+    let place = Place::new();
+    let file = place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0));
+    let endpoint = format!("http://127.0.0.1:{port}");
+    let start = |program: &str, arguments: &[&str]| {
+        command(program, "s3://zenith/x", arguments)
+            .env("AWS_ENDPOINT", &endpoint)
+            .env("AWS_ALLOW_HTTP", "true")
+            .env("AWS_ACCESS_KEY_ID", "a")
+            .env("AWS_SECRET_ACCESS_KEY", "b")
+            .env("AWS_REGION", "us-east-1")
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("started")
+    };
+    let env = Env::system();
+    let began = env.clock.elapsed();
+    let push = start(env!("CARGO_BIN_EXE_zenith_push"), &["wal", &file.display().to_string()]);
+    let target = place.folder.path().join("RECOVERYXLOG").display().to_string();
+    let restore = start(env!("CARGO_BIN_EXE_zenith_restore"), &["wal", &name(1), &target]);
+    fails(&push.wait_with_output().expect("ended"), &[&name(1), "does not answer"]);
+    let restore = restore.wait_with_output().expect("ended");
+    assert_eq!(restore.status.code(), Some(255), "{}", said(&restore));
+    assert!(env.clock.elapsed().saturating_sub(began).as_secs() < 60);
+}
+
+#[tokio::test]
+async fn a_server_archives_by_archive_command() {
+    let place = Place::new();
+    let archive = format!(
+        "archive_command = '{} wal --store {} \"%p\"'",
+        env!("CARGO_BIN_EXE_zenith_push"),
+        place.url()
+    );
+    let options = PgOptions::default()
+        .initdb("--wal-segsize=1")
+        .conf("archive_mode = on")
+        .conf(&archive)
+        .conf("wal_keep_size = '64MB'");
+    let pg = Pg::start_new(&options);
+    pg.sql("CREATE TABLE t AS SELECT g, repeat('x', 100) FROM generate_series(1, 30000) g");
+    let last = pg.sql("SELECT pg_walfile_name(pg_switch_wal())");
+    pg.wait_for(&format!("(SELECT last_archived_wal >= '{last}' FROM pg_stat_archiver)"));
+    assert_eq!(pg.sql("SELECT failed_count FROM pg_stat_archiver"), "0", "{}", pg.log());
+
+    let mut checked = 0;
+    for entry in std::fs::read_dir(pg.data().join("pg_wal/archive_status")).expect("status") {
+        let marked = entry.expect("entry").file_name().into_string().expect("text");
+        let Some(name) = marked.strip_suffix(".done") else { continue };
+        let file = WalFile::parse(name, size()).expect("a WAL file");
+        let wanted = std::fs::read(pg.data().join("pg_wal").join(name)).expect("kept by wal_keep_size");
+        assert!(place.archived(file).await.as_ref() == Some(&wanted), "{name}");
+        checked += 1;
+    }
+    assert!(checked >= 3, "{checked} files");
+}
+
+#[tokio::test]
+async fn the_first_file_of_a_promoted_server_may_be_its_history() {
+    let place = Place::new();
+    let pg = Pg::create(&PgOptions::default().initdb("--wal-segsize=1"));
+    let history = pg.data().join("pg_wal/00000002.history");
+    std::fs::write(&history, b"1\t0/180000\tno reason\n").expect("written");
+    give_to_server(&history);
+    succeeds(&place.push(&history));
+    let archived = place.archived(WalFile::History { tli: 2 }).await;
+    assert_eq!(archived.as_deref(), Some(&b"1\t0/180000\tno reason\n"[..]));
+    // The server's own segments belong to the timeline that its control file made.
+    let files = std::fs::read_dir(pg.data().join("pg_wal")).expect("pg_wal");
+    let segments = files.map(|entry| entry.expect("entry").path());
+    let first = segments.filter(|path| path.file_name().is_some_and(|name| name.len() == 24)).min();
+    succeeds(&place.push(&first.expect("initdb leaves a segment")));
+}
