@@ -4,6 +4,7 @@
 //! handed out by [`Build::next_request`], and the page comes back through [`Build::took`].
 
 use crate::error::ReadError;
+use crate::snapshot::bad;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use zenith_layers::{Key, KeyClass, Row, Value};
@@ -172,11 +173,11 @@ impl Build {
     }
 
     fn edit(&mut self, lsn: Lsn, bytes: &[u8]) -> Result<(), ReadError> {
-        let edit = Edit::decode(bytes).map_err(|error| bad(self.key, lsn, error))?;
+        let edit = Edit::decode(bytes).map_err(|error| bad(self.key, lsn, error.to_string()))?;
         let Some(page) = self.page.as_mut() else {
             return Err(ReadError::LostBase { key: self.key, lsn });
         };
-        edit.apply(page, lsn).map_err(|error| bad(self.key, lsn, error))
+        edit.apply(page, lsn).map_err(|error| bad(self.key, lsn, error.to_string()))
     }
 }
 
@@ -227,7 +228,7 @@ fn decode_page(key: Key, lsn: Lsn, bytes: &[u8]) -> Result<Box<Page>, ReadError>
 /// page in its own way.
 fn restore_image(key: Key, end: Lsn, raw: &Bytes) -> Result<Option<Box<Page>>, ReadError> {
     // A row does not say where its record started; only messages of the decoder use it.
-    let record = Record::decode(raw.clone(), end, end).map_err(|error| bad(key, end, error))?;
+    let record = Record::decode(raw.clone(), end, end).map_err(|error| bad(key, end, error.to_string()))?;
     let mine = record
         .blocks
         .iter()
@@ -236,15 +237,11 @@ fn restore_image(key: Key, end: Lsn, raw: &Bytes) -> Result<Option<Box<Page>>, R
         return Err(bad(key, end, "a record that does not refer to this block"));
     };
     let Some(found) = block.image.as_ref().filter(|image| image.apply) else { return Ok(None) };
-    let mut restored = image::restore(found).map_err(|error| bad(key, end, error))?;
+    let mut restored = image::restore(found).map_err(|error| bad(key, end, error.to_string()))?;
     if !page::is_new(&restored) {
         page::set_lsn(&mut restored, end);
     }
     Ok(Some(restored))
-}
-
-fn bad(key: Key, lsn: Lsn, problem: impl ToString) -> ReadError {
-    ReadError::BadValue { key, lsn, problem: problem.to_string() }
 }
 
 #[cfg(test)]

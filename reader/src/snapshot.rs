@@ -165,7 +165,7 @@ impl Snapshot {
             let Some(database) = self.database(place, upto).await? else { return Ok(None) };
             let key = Key::rel_map(place.0, place.1);
             match self.newest(key, upto).await? {
-                Some(row) if row.lsn >= database.created => return Ok(state_bytes(row)?),
+                Some(row) if row.lsn >= database.created => return state_bytes(row),
                 _ => {}
             }
             let Some(alias) = database.alias else { return Ok(None) };
@@ -194,7 +194,7 @@ impl Snapshot {
     /// The checkpoint counters at the LSN, as redo of all records would have left them.
     pub async fn checkpoint(&self) -> Result<CheckPoint, ReadError> {
         let (lsn, bytes) = self.required(Key::CHECKPOINT).await?;
-        CheckPoint::decode(&bytes).map_err(|error| bad(Key::CHECKPOINT, lsn, error))
+        CheckPoint::decode(&bytes).map_err(|error| bad(Key::CHECKPOINT, lsn, error.to_string()))
     }
 
     /// The next transaction id with its epoch.
@@ -309,11 +309,11 @@ pub(crate) fn state_bytes(row: Row) -> Result<Option<Bytes>, ReadError> {
 }
 
 pub(crate) fn decoded<T>(key: Key, lsn: Lsn, result: Result<T, ModelError>) -> Result<T, ReadError> {
-    result.map_err(|error| bad(key, lsn, error))
+    result.map_err(|error| bad(key, lsn, error.to_string()))
 }
 
-pub(crate) fn bad(key: Key, lsn: Lsn, problem: impl ToString) -> ReadError {
-    ReadError::BadValue { key, lsn, problem: problem.to_string() }
+pub(crate) fn bad(key: Key, lsn: Lsn, problem: impl Into<String>) -> ReadError {
+    ReadError::BadValue { key, lsn, problem: problem.into() }
 }
 
 pub(crate) fn endless_copies(key: Key, lsn: Lsn) -> ReadError {

@@ -1,5 +1,7 @@
 //! Every page of a real server, as the reader builds it, beside the files that the server left behind.
 
+#![allow(clippy::unwrap_used)] // a helper of tests fails as a test does
+
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,7 +15,7 @@ use zenith_pgformat::control::ControlFile;
 use zenith_pgformat::rel::RelFile;
 use zenith_pgformat::wal_name::{WalFile, WalSegSize};
 use zenith_pgformat::{BLCKSZ, Fork, Lsn, RELSEG_SIZE, RelNode, page};
-use zenith_reader::{ReaderCaches, ReaderOptions, RedoSource, Snapshot, Timeline, TimelineRef};
+use zenith_reader::{ReaderCaches, ReaderOptions, RedoSource, Relation, Snapshot, Timeline, TimelineRef};
 use zenith_redo::RedoOptions;
 use zenith_store::{ClusterPaths, Env, Store, TimelineId, TimelinePaths};
 use zenith_testkit::mask::first_difference;
@@ -303,11 +305,22 @@ async fn invented(snapshot: &Snapshot, server: &BTreeMap<(RelNode, Fork), Vec<u8
             if compared && !server.contains_key(&(relation.node, relation.fork)) {
                 invented.push(format!("{relation:?}"));
             }
+            if relation.fork == Fork::Fsm {
+                readable(snapshot, relation).await;
+            }
             let listed = snapshot.rel_size(relation.node, relation.fork).await.unwrap();
             assert_eq!(listed, Some(relation.blocks), "{relation:?}");
         }
     }
     invented
+}
+
+/// A hint is never compared, and still a page that PostgreSQL takes.
+async fn readable(snapshot: &Snapshot, map: Relation) {
+    for block in 0..map.blocks {
+        let page = snapshot.page(map.node, map.fork, block).await.unwrap();
+        page::verify(page[..].try_into().unwrap(), block, snapshot.data_checksums()).unwrap();
+    }
 }
 
 /// SLRUs, relation maps, prepared transactions and counters, byte by byte.

@@ -1,5 +1,7 @@
 //! What a restore target means: PROTOCOLS.md §4, on WAL and events written by hand.
 
+#![allow(clippy::unwrap_used)] // a helper of tests fails as a test does
+
 mod world;
 
 use world::*;
