@@ -162,9 +162,8 @@ fn truncate(histories: &mut BTreeMap<Key, History>, record: &Record, node: RelNo
         let (page, rest) = (blocks / HEAP_BLOCKS_PER_MAP_PAGE, blocks % HEAP_BLOCKS_PER_MAP_PAGE);
         let kept = page + u32::from(rest != 0);
         histories.retain(|(n, fork, block), _| (*n, *fork) != (node, Fork::Vm) || *block < kept);
-        let key = (node, Fork::Vm, page);
-        if rest != 0 && histories.contains_key(&key) {
-            push_edit(histories, key, record, &Edit::TruncateVisibility { first_removed: rest as u16 });
+        if rest != 0 {
+            push_edit(histories, (node, Fork::Vm, page), record, &Edit::TruncateVisibility { first_removed: rest as u16 });
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::smgr::{self, Block};
 use pgrx_pg_sys as pg;
 use std::panic::AssertUnwindSafe;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use zenith_pgformat::wal::RmgrId;
 use zenith_pgformat::{BLCKSZ, Lsn, Page};
@@ -57,6 +58,16 @@ pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
+/// What is known of a decoded record.
+struct Decoded {
+    /// The reference to the wanted block.
+    block_id: u8,
+    rmgr: RmgrId,
+    info: u8,
+    /// Redo initialises or restores other blocks.
+    builds_others: bool,
+}
+
 /// What redo of one page after another needs.
 pub(crate) struct Redo {
     /// PostgreSQL's reader, which redo functions are passed; it reads nothing.
@@ -66,6 +77,11 @@ pub(crate) struct Redo {
     /// What redo allocates for a record.
     memory: pg::MemoryContext,
     target: Block,
+    /// Where the wanted page lies: in the region, where the storage manager reads and writes it, too. Therefore it is never
+    /// borrowed across a call into PostgreSQL.
+    page: *mut Page,
+    /// Whether hint bits are logged.
+    hint_bits_logged: bool,
     /// The buffer in which the page was last.
     buffer: pg::Buffer,
     /// Whether the page may be in PostgreSQL's buffers, newer than where the item keeps it.
@@ -90,22 +106,33 @@ impl Redo {
             return Err("out of memory".to_owned());
         }
         let target = Block { node: (0, 0, 0), fork: 0, block: smgr::BLOCKS };
-        Ok(Redo { reader, decoded: Vec::new(), memory, target, buffer: 0, buffered: false })
+        Ok(Redo {
+            reader,
+            decoded: Vec::new(),
+            memory,
+            target,
+            page: std::ptr::null_mut(),
+            hint_bits_logged: false,
+            buffer: 0,
+            buffered: false,
+        })
     }
 
     /// Builds one page in place. `length` is the item's, changes included; `progress` is told each change.
     ///
     /// # Safety
-    /// `item` begins `length` readable bytes.
-    pub(crate) unsafe fn item(&mut self, item: &mut Item, length: usize, progress: &AtomicU32) {
+    /// `item` begins `length` readable bytes, and nobody else touches them.
+    pub(crate) unsafe fn item(&mut self, item: NonNull<Item>, length: usize, progress: &AtomicU32) {
         let mut at = 0;
         // SAFETY: the caller's promise.
         let outcome = unsafe { self.changes(item, length, progress, &mut at) };
-        let outcome = outcome.and_then(|()| self.fetch(item));
+        let outcome = outcome.and_then(|()| self.fetch());
         if matches!(outcome, Err(Trouble::Failed(_))) {
             clean_up_after_error();
         }
         self.forget_buffers();
+        // SAFETY: PostgreSQL has no buffer of the page any more, and is not called below.
+        let item = unsafe { &mut *item.as_ptr() };
         let status = match outcome {
             Ok(()) => shm::DONE,
             Err(trouble) => {
@@ -124,25 +151,24 @@ impl Redo {
 
     unsafe fn changes(
         &mut self,
-        item: &mut Item,
+        item: NonNull<Item>,
         length: usize,
         progress: &AtomicU32,
         at: &mut u32,
     ) -> Result<(), Trouble> {
-        let node = (item.spc, item.db, item.rel);
-        self.target = Block { node, fork: i32::try_from(item.fork).unwrap_or(FORKS), block: item.block };
+        // SAFETY: the caller's promise; the borrow ends before PostgreSQL is called.
+        let count = unsafe { self.begin(&mut *item.as_ptr()) };
         if self.target.fork >= FORKS || self.target.block >= smgr::BLOCKS {
             return Err(Trouble::BadRecord("there is no such block".to_owned()));
         }
-        self.buffered = false;
-        let start = std::ptr::from_mut(item).cast::<u8>();
-        smgr::set_target(self.target, &raw mut item.page);
+        smgr::set_target(self.target, self.page);
         // SAFETY: a global of the server, one thread.
-        unsafe { pg::wal_log_hints = item.hint_bits_logged != 0 };
-        self.verify(&item.page, item.block)?;
+        unsafe { pg::wal_log_hints = self.hint_bits_logged };
+        self.verify()?;
 
+        let start = item.cast::<u8>();
         let mut offset = size_of::<Item>();
-        for index in 0..item.changes {
+        for index in 0..count {
             *at = index;
             progress.store(index, Ordering::Release);
             let body = offset + size_of::<ChangeHeader>();
@@ -160,19 +186,36 @@ impl Redo {
             let end = Lsn(change.end);
             if change.kind == shm::EDIT {
                 // SAFETY: `size` bytes of the item, behind its page.
-                self.edit(item, unsafe { std::slice::from_raw_parts(bytes, size) }, end)?;
+                let edit = Edit::decode(unsafe { std::slice::from_raw_parts(bytes.as_ptr(), size) });
+                self.native(&edit.map_err(|error| Trouble::BadEdit(error.to_string()))?, end)?;
             } else {
                 // SAFETY: as above.
-                unsafe { self.record(item, bytes, size, end)? };
+                unsafe { self.record(bytes.as_ptr(), size, end)? };
             }
             offset = body + shm::aligned(size);
         }
         Ok(())
     }
 
+    /// Takes over what an item asks for; the number of its changes.
+    fn begin(&mut self, item: &mut Item) -> u32 {
+        let (node, fork) = ((item.spc, item.db, item.rel), i32::try_from(item.fork).unwrap_or(FORKS));
+        self.target = Block { node, fork, block: item.block };
+        self.hint_bits_logged = item.hint_bits_logged != 0;
+        self.page = &raw mut item.page;
+        self.buffered = false;
+        item.changes
+    }
+
+    /// The page where it lies, while PostgreSQL has no newer one in a buffer.
+    fn page(&mut self) -> &mut Page {
+        // SAFETY: set by `begin`; the borrow cannot outlive a call into PostgreSQL, which needs `self`, too.
+        unsafe { &mut *self.page }
+    }
+
     /// A page that PostgreSQL would call invalid must not reach redo: some reads would quietly zero it.
-    fn verify(&self, page: &Page, block: u32) -> Result<(), Trouble> {
-        let page = std::ptr::from_ref(page).cast_mut().cast();
+    fn verify(&self) -> Result<(), Trouble> {
+        let (page, block) = (self.page.cast(), self.target.block);
         // SAFETY: a pure function of the page; checksums are off in this process's cluster.
         match guarded(|| unsafe { pg::PageIsVerifiedExtended(page, block, 0) }) {
             Ok(true) => Ok(()),
@@ -181,34 +224,29 @@ impl Redo {
         }
     }
 
-    fn edit(&mut self, item: &mut Item, bytes: &[u8], end: Lsn) -> Result<(), Trouble> {
-        let edit = Edit::decode(bytes).map_err(|error| Trouble::BadEdit(error.to_string()))?;
-        self.native(item, &edit, end)
-    }
-
-    fn native(&mut self, item: &mut Item, edit: &Edit, end: Lsn) -> Result<(), Trouble> {
-        self.fetch(item)?;
+    fn native(&mut self, edit: &Edit, end: Lsn) -> Result<(), Trouble> {
+        self.fetch()?;
         self.forget_buffers();
-        edit.apply(&mut item.page, end).map_err(|error| match error {
+        edit.apply(self.page(), end).map_err(|error| match error {
             zenith_redo::native::EditError::LostBase(_) => Trouble::LostBase,
             other => Trouble::BadEdit(other.to_string()),
         })
     }
 
     /// One record: PostgreSQL's redo, or its image.
-    unsafe fn record(&mut self, item: &mut Item, raw: *mut u8, size: usize, end: Lsn) -> Result<(), Trouble> {
+    unsafe fn record(&mut self, raw: *mut u8, size: usize, end: Lsn) -> Result<(), Trouble> {
         // SAFETY: the caller's promise.
-        let (block_id, rmgr, info) = unsafe { self.decode(raw, size, end)? };
+        let Decoded { block_id, rmgr, info, builds_others } = unsafe { self.decode(raw, size, end)? };
         // SAFETY: `decode` filled it, and found the reference.
         let block = unsafe { &*block_at(self.decoded.as_ptr().cast(), block_id) };
         let restores = block.has_image && block.apply_image;
         let initialises = u32::from(block.flags) & pg::BKPBLOCK_WILL_INIT != 0;
 
         if restores && stamps::image_is_final(rmgr, info, block_id) {
-            return self.restore(item, block_id, end);
+            return self.restore(block_id, end);
         }
         if stamps::finishes_gin_split(rmgr, info, block_id) {
-            return self.native(item, &Edit::GinFinishSplit, end);
+            return self.native(&Edit::GinFinishSplit, end);
         }
         if rmgr == RmgrId::XLOG {
             // FPI_FOR_HINT may come without an image and is nothing then; FPI may not.
@@ -218,22 +256,27 @@ impl Redo {
                 Err(Trouble::BadRecord(format!("an XLOG record (info {info:#04x}) without an image changes no page")))
             };
         }
-        let stamp = Stamp::of(rmgr, info, block_id, item.hint_bits_logged != 0);
+        let stamp = Stamp::of(rmgr, info, block_id, self.hint_bits_logged);
         let starts = restores || initialises;
-        if !starts && !stamp.begins_with_zeros() && self.look(item, page::is_new)? {
+        if !starts && !stamp.begins_with_zeros() && self.look(page::is_new)? {
             return Err(Trouble::LostBase);
         }
         self.redo(rmgr)?;
-        let (lsn, new) = self.look(item, |page| (page::lsn(page), page::is_new(page)))?;
+        let (lsn, new) = self.look(|page| (page::lsn(page), page::is_new(page)))?;
         let moved = starts || stamp.moves_lsn();
         if new || moved && lsn < end {
             return Err(Trouble::LostBase);
+        }
+        if builds_others {
+            // They look real now: the next record that refers to them would be applied to them.
+            self.fetch()?;
+            self.forget_buffers();
         }
         Ok(())
     }
 
     /// Decodes the record as PostgreSQL does and finds the wanted block in it.
-    unsafe fn decode(&mut self, raw: *mut u8, size: usize, end: Lsn) -> Result<(u8, RmgrId, u8), Trouble> {
+    unsafe fn decode(&mut self, raw: *mut u8, size: usize, end: Lsn) -> Result<Decoded, Trouble> {
         let record = raw.cast::<pg::XLogRecord>();
         // SAFETY: `size` bytes are readable; the header is read only if it fits.
         if size < RECORD_HEADER || unsafe { (*record).xl_tot_len } as usize != size {
@@ -267,17 +310,19 @@ impl Redo {
             (RmgrId((*decoded).header.xl_rmid), (*decoded).header.xl_info)
         };
         // SAFETY: as above.
-        let block_id = unsafe { self.find_block(decoded)? };
+        let (block_id, builds_others) = unsafe { self.find_block(decoded)? };
         if changes_pages(rmgr) {
-            return Ok((block_id, rmgr, info));
+            return Ok(Decoded { block_id, rmgr, info, builds_others });
         }
         let why = if rmgr.is_custom() { "the extension that owns it is not loaded" } else { "it changes no pages" };
         Err(Trouble::BadRecord(format!("resource manager {rmgr} cannot be redone for a page: {why}")))
     }
 
-    /// The reference to the wanted block. All references must be ones that redo can be let near.
-    unsafe fn find_block(&self, decoded: *const pg::DecodedXLogRecord) -> Result<u8, Trouble> {
+    /// The reference to the wanted block, and whether redo builds others. All references must be ones that redo can be
+    /// let near.
+    unsafe fn find_block(&self, decoded: *const pg::DecodedXLogRecord) -> Result<(u8, bool), Trouble> {
         let mut found = None;
+        let mut builds_others = false;
         // SAFETY: a decoded record has blocks up to its maximum.
         let count = unsafe { (*decoded).max_block_id } + 1;
         for id in 0..u8::try_from(count).unwrap_or(0) {
@@ -293,15 +338,19 @@ impl Redo {
             let node = (block.rnode.spcNode.to_u32(), block.rnode.dbNode.to_u32(), block.rnode.relNode.to_u32());
             if self.target == (Block { node, fork: block.forknum, block: block.blkno }) {
                 found = Some(id);
+            } else {
+                let initialises = u32::from(block.flags) & pg::BKPBLOCK_WILL_INIT != 0;
+                builds_others |= initialises || block.has_image && block.apply_image;
             }
         }
-        found.ok_or_else(|| Trouble::BadRecord("it does not refer to this block".to_owned()))
+        let found = found.ok_or_else(|| Trouble::BadRecord("it does not refer to this block".to_owned()))?;
+        Ok((found, builds_others))
     }
 
     /// The page is the record's image (`XLogReadBufferForRedoExtended`).
-    fn restore(&mut self, item: &mut Item, block_id: u8, end: Lsn) -> Result<(), Trouble> {
+    fn restore(&mut self, block_id: u8, end: Lsn) -> Result<(), Trouble> {
         self.forget_buffers();
-        let (reader, place) = (self.reader, (&raw mut item.page).cast());
+        let (reader, place) = (self.reader, self.page.cast());
         // SAFETY: PostgreSQL's own function on its decoded record, into a page.
         let restored = guarded(|| unsafe { pg::RestoreBlockImage(reader, block_id, place) }).map_err(Trouble::Failed)?;
         if !restored {
@@ -309,8 +358,8 @@ impl Redo {
             let text = unsafe { std::ffi::CStr::from_ptr((*reader).errormsg_buf) };
             return Err(Trouble::BadRecord(text.to_string_lossy().into_owned()));
         }
-        if !page::is_new(&item.page) {
-            page::set_lsn(&mut item.page, end);
+        if !page::is_new(self.page()) {
+            page::set_lsn(self.page(), end);
         }
         Ok(())
     }
@@ -336,9 +385,9 @@ impl Redo {
     }
 
     /// Looks at the page as it is now.
-    fn look<T>(&mut self, item: &Item, read: impl FnOnce(&Page) -> T) -> Result<T, Trouble> {
+    fn look<T>(&mut self, read: impl FnOnce(&Page) -> T) -> Result<T, Trouble> {
         if !self.buffered {
-            return Ok(read(&item.page));
+            return Ok(read(self.page()));
         }
         let buffer = self.pin()?;
         // SAFETY: a pinned buffer of one page.
@@ -373,10 +422,9 @@ impl Redo {
     }
 
     /// Brings the page back to where the item keeps it.
-    fn fetch(&mut self, item: &mut Item) -> Result<(), Trouble> {
+    fn fetch(&mut self) -> Result<(), Trouble> {
         if self.buffered {
-            let page = self.look(item, |page| *page)?;
-            item.page = page;
+            *self.page() = self.look(|page| *page)?;
         }
         Ok(())
     }
@@ -393,6 +441,8 @@ impl Redo {
                 pg::smgrclose(*relations.add(index));
             }
         });
+        // Dropping asks for their sizes again.
+        smgr::forget_opened();
         self.buffered = false;
         if let Err(message) = outcome {
             crate::refuse(&format!("cannot drop buffers: {message}"));

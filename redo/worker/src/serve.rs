@@ -9,7 +9,7 @@ use zenith_redo::shm::{self, ARENA, LAYOUT, MAGIC, READY, REGION_FD, Region};
 
 /// PostgreSQL calls this at the end of `CreateSharedMemoryAndSemaphores`. Never returns.
 pub(crate) unsafe extern "C-unwind" fn shared_memory_is_ready() {
-    let mut region = region();
+    let region = region();
     // SAFETY: single-threaded, in the state described above.
     let mut redo = match unsafe { prepare() } {
         Ok(redo) => redo,
@@ -25,7 +25,7 @@ pub(crate) unsafe extern "C-unwind" fn shared_memory_is_ready() {
     loop {
         turn = next_turn(&region, turn);
         region.header().taken.store(turn, Ordering::Release);
-        answer(&mut region, &mut redo);
+        answer(&region, &mut redo);
         let header = region.header();
         header.answered.store(turn, Ordering::SeqCst);
         if header.caller_sleeps.load(Ordering::SeqCst) != 0 {
@@ -118,11 +118,11 @@ fn next_turn(region: &Region, turn: u32) -> u32 {
 }
 
 /// Works through one batch.
-fn answer(region: &mut Region, redo: &mut Redo) {
+fn answer(region: &Region, redo: &mut Redo) {
     let items = region.header().items;
     let mut offset = ARENA;
     for index in 0..items {
-        let Some(mut item) = region.item(offset) else { refuse("the batch is longer than its region") };
+        let Some(item) = region.item(offset) else { refuse("the batch is longer than its region") };
         region.header().change.store(0, Ordering::Relaxed);
         region.header().item.store(index, Ordering::Release);
         // SAFETY: inside of the region, aligned, and ours until the batch is answered.
@@ -131,7 +131,7 @@ fn answer(region: &mut Region, redo: &mut Redo) {
             refuse("an item is longer than its region");
         }
         // SAFETY: as above; `length` bytes belong to the item.
-        unsafe { redo.item(item.as_mut(), length, &region.header().change) };
+        unsafe { redo.item(item, length, &region.header().change) };
         offset += length;
     }
 }

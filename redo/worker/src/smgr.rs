@@ -72,12 +72,18 @@ pub(crate) fn set_target(target: Block, page: *mut Page) {
     storage.page = page;
 }
 
-/// The relations that PostgreSQL opened since the last call.
+/// The relations that PostgreSQL used since the last call.
 pub(crate) fn take_opened(into: &mut [SMgrRelation; MAX_OPENED]) -> usize {
     // SAFETY: as above.
     let storage = unsafe { &mut *STORAGE.0.get() };
     *into = storage.opened;
     std::mem::take(&mut storage.opened_count)
+}
+
+/// Forgets what [`take_opened`] would return.
+pub(crate) fn forget_opened() {
+    // SAFETY: as above.
+    unsafe { (*STORAGE.0.get()).opened_count = 0 };
 }
 
 /// Room for [`take_opened`].
@@ -93,29 +99,41 @@ unsafe fn target_page(reln: SMgrRelation, fork: c_int, block: u32) -> Option<*mu
     (storage.target == Block { node, fork, block }).then_some(storage.page)
 }
 
+extern "C" fn open(_: SMgrRelation) {}
 extern "C" fn close(_: SMgrRelation, _: c_int) {}
-extern "C" fn create(_: SMgrRelation, _: c_int, _: bool) {}
 extern "C" fn unlink(_: *const c_void, _: c_int, _: bool) {}
 extern "C" fn writeback(_: SMgrRelation, _: c_int, _: u32, _: u32) {}
 extern "C" fn truncate(_: SMgrRelation, _: c_int, _: u32) {}
 extern "C" fn immedsync(_: SMgrRelation, _: c_int) {}
 
-extern "C" fn exists(_: SMgrRelation, _: c_int) -> bool {
-    true
-}
-
 extern "C" fn prefetch(_: SMgrRelation, _: c_int, _: u32) -> bool {
     true
 }
 
+extern "C" fn create(reln: SMgrRelation, _: c_int, _: bool) {
+    note(reln);
+}
+
+extern "C" fn exists(reln: SMgrRelation, _: c_int) -> bool {
+    note(reln);
+    true
+}
+
 /// As large as a relation can be, so that redo never believes a block to be missing and never extends anything.
-extern "C" fn nblocks(_: SMgrRelation, _: c_int) -> u32 {
+extern "C" fn nblocks(reln: SMgrRelation, _: c_int) -> u32 {
+    note(reln);
     BLOCKS
 }
 
-extern "C" fn open(reln: SMgrRelation) {
+/// Remembers a relation. Whoever uses one asks for its size or creates it first; opening it is a call that the server's
+/// compiler has made direct.
+fn note(reln: SMgrRelation) {
     // SAFETY: as in `set_target`.
     let storage = unsafe { &mut *STORAGE.0.get() };
+    let known = storage.opened.get(..storage.opened_count).unwrap_or_default();
+    if known.contains(&reln) {
+        return;
+    }
     match storage.opened.get_mut(storage.opened_count) {
         Some(place) => *place = reln,
         None => crate::refuse("one record touches more than 64 relations"),
@@ -130,6 +148,7 @@ extern "C" fn extend(_: SMgrRelation, _: c_int, _: u32, _: *mut c_char, _: bool)
 extern "C" fn read(reln: SMgrRelation, fork: c_int, block: u32, buffer: *mut c_char) {
     // SAFETY: PostgreSQL passes a buffer of a block's size; the target's page is one, too.
     unsafe {
+        note(reln);
         let source = match target_page(reln, fork, block) {
             Some(page) => page.cast_const(),
             None => &raw const (*STORAGE.0.get()).other,
