@@ -277,7 +277,7 @@ fn change_of(step: &Step, root: &Root, n: u64) -> Change {
             Change::RegisterBase { base: image, layers }
         }
         3 => {
-            let bases = root.bases.iter().filter(|_| step.b % 2 == 0).map(|base| base.id).collect();
+            let bases = root.bases.iter().filter(|_| step.b.is_multiple_of(2)).map(|base| base.id).collect();
             Change::ConfirmBases { epoch, bases }
         }
         4 => {

@@ -85,7 +85,7 @@ impl ManifestStore {
         match create(&*self.objects, &self.env, &path, bytes).await {
             Ok(Creation::Created | Creation::Same) => {}
             Ok(Creation::Other(bytes)) => {
-                let theirs = self.decode(Numbered { n: version, bytes })?;
+                let theirs = self.decode(&Numbered { n: version, bytes })?;
                 self.remember(&theirs);
                 return Ok(Attempt::Overtaken);
             }

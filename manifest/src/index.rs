@@ -30,8 +30,8 @@ const FORMAT: &str = "1";
 fn schema() -> Schema {
     let column = |name: &str, kind: DataType, nullable: bool| Field::new(name, kind, nullable);
     Schema::new(vec![
-        // The object is layers/<layer>.parquet.
-        column("layer", DataType::Utf8, false),
+        // The object is layers/<id>.parquet.
+        column("id", DataType::Utf8, false),
         // image, delta or events.
         column("kind", DataType::Utf8, false),
         column("tli", DataType::UInt32, false),
@@ -193,7 +193,7 @@ fn column<'a, A: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<
 impl<'a> Columns<'a> {
     fn of(batch: &'a RecordBatch) -> Result<Columns<'a>, String> {
         Ok(Columns {
-            layer: column(batch, "layer")?,
+            layer: column(batch, "id")?,
             kind: column(batch, "kind")?,
             tli: column(batch, "tli")?,
             key_min: column(batch, "key_min")?,

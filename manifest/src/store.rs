@@ -87,7 +87,7 @@ impl ManifestStore {
     pub async fn version(&self, n: u64) -> Result<Arc<Root>, ManifestError> {
         let path = self.paths.manifest(n);
         match get_if_present(&*self.objects, &path, ROOT_BYTES_MAX).await? {
-            Some(bytes) => self.decode(Numbered { n, bytes }),
+            Some(bytes) => self.decode(&Numbered { n, bytes }),
             None => {
                 Err(ManifestError::Missing { object: path.to_string(), named_by: "the request".to_owned() })
             }
@@ -151,7 +151,7 @@ impl ManifestStore {
         *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    pub(crate) fn decode(&self, found: Numbered) -> Result<Arc<Root>, ManifestError> {
+    pub(crate) fn decode(&self, found: &Numbered) -> Result<Arc<Root>, ManifestError> {
         let path = self.paths.manifest(found.n);
         let root = decode_root(&path, &found.bytes)?;
         if root.version != found.n || root.timeline != self.paths.id() {
@@ -178,12 +178,12 @@ impl ManifestStore {
         let known = match self.remembered() {
             Some(root) => root,
             None => match self.hinted().await? {
-                Some(found) => self.decode(found)?,
+                Some(found) => self.decode(&found)?,
                 None => return Ok(None),
             },
         };
         match self.sequence().newest_above(known.version).await? {
-            Some(newer) => self.decode(newer).map(Some),
+            Some(newer) => self.decode(&newer).map(Some),
             None => Ok(Some(known)),
         }
     }
@@ -208,7 +208,7 @@ impl ManifestStore {
             return Err(ManifestError::Damaged { object: last.to_string(), reason });
         };
         match self.sequence().get(n).await? {
-            Some(found) => self.decode(found).map(Some),
+            Some(found) => self.decode(&found).map(Some),
             None => Ok(None),
         }
     }

@@ -1,5 +1,6 @@
 //! What went wrong at the store, told by what the caller should do about it.
 
+use crate::http::Attempts;
 use object_store::client::{HttpError, HttpErrorKind};
 use std::error::Error as StdError;
 use std::io;
@@ -11,7 +12,7 @@ const REASON_CHARS_MAX: usize = 400;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The object, or the bucket, does not exist. Trying again does not help.
+    /// The object does not exist; a bucket that does not is [`StoreError::Refused`]. Trying again does not help.
     #[error("{object} is not in the store ({reason})")]
     NotFound {
         /// Which object.
@@ -85,11 +86,27 @@ impl StoreError {
         matches!(self, StoreError::NotFound { .. })
     }
 
+    /// [`StoreError::from_request`] where the server's answers are known.
+    pub(crate) fn from_attempts(
+        object: &impl ToString,
+        error: &object_store::Error,
+        attempts: &Attempts,
+    ) -> StoreError {
+        match StoreError::from_request(object, error) {
+            StoreError::Unavailable { object, reason } if attempts.were_refused() => {
+                StoreError::Refused { object, reason }
+            }
+            sorted => sorted,
+        }
+    }
+
     /// Sorts a failure of `object_store` on `object`.
     pub fn from_request(object: &impl ToString, error: &object_store::Error) -> StoreError {
         use object_store::Error as E;
         let (object, reason) = (object.to_string(), reason(error));
         match error {
+            // Must not pass for a missing object: restore_command would say "not in the archive".
+            E::NotFound { .. } if is_about_the_bucket(&reason) => StoreError::Refused { object, reason },
             E::NotFound { .. } => StoreError::NotFound { object, reason },
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => StoreError::Denied { object, reason },
             E::InvalidPath { .. }
@@ -155,6 +172,11 @@ fn reason(error: &object_store::Error) -> String {
         line = line.chars().take(REASON_CHARS_MAX).chain("...".chars()).collect();
     }
     line
+}
+
+/// S3 and Google's XML answers say the first, Azure the second. An answer to HEAD has no body that could say so.
+fn is_about_the_bucket(reason: &str) -> bool {
+    ["NoSuchBucket", "ContainerNotFound"].iter().any(|code| reason.starts_with(code))
 }
 
 fn between<'a>(text: &'a str, open: &str, close: &str) -> Option<&'a str> {

@@ -1,10 +1,13 @@
 //! Reading objects: always bounded, always whole, never keeping more memory alive than was asked for.
 
 use crate::error::StoreError;
+use crate::http::Attempts;
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::{Error, GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta, ObjectStore};
+use object_store::{
+    Error, Extensions, GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta, ObjectStore,
+};
 use object_store::{ObjectStoreExt, Result as StoreResult};
 use std::ops::Range;
 use std::time::Duration;
@@ -90,7 +93,8 @@ pub async fn get_ranges(
     Ok(answer)
 }
 
-/// Whether the object is there, and how long it is.
+/// Whether the object is there, and how long it is. Unlike reading, this cannot tell a missing bucket from a
+/// missing object.
 pub async fn head(objects: &dyn ObjectStore, path: &Path) -> Result<Option<ObjectMeta>, StoreError> {
     match objects.head(path).await {
         Ok(meta) => Ok(Some(meta)),
@@ -155,10 +159,17 @@ async fn fetch(
 ) -> Result<Bytes, StoreError> {
     let mut last = String::new();
     for _ in 0..BODY_TRIES {
-        let options = GetOptions { range: range.clone().map(GetRange::Bounded), ..GetOptions::default() };
+        let attempts = Attempts::default();
+        let mut extensions = Extensions::new();
+        extensions.insert(attempts.clone());
+        let range_asked = range.clone().map(GetRange::Bounded);
+        let options = GetOptions { range: range_asked, extensions, ..GetOptions::default() };
         let answer = match objects.get_opts(path, options).await {
             Ok(answer) => answer,
-            Err(error) => return Err(range_error(objects, path, range.as_ref(), &error).await),
+            Err(error) => {
+                let sorted = StoreError::from_attempts(path, &error, &attempts);
+                return Err(range_error(objects, path, range.as_ref(), sorted).await);
+            }
         };
         check_span(path, range.as_ref(), &answer, bytes_max)?;
         match body(answer).await {
@@ -195,10 +206,9 @@ async fn range_error(
     objects: &dyn ObjectStore,
     path: &Path,
     range: Option<&Range<u64>>,
-    error: &Error,
+    sorted: StoreError,
 ) -> StoreError {
-    let sorted = StoreError::from_request(path, error);
-    if let (Some(range), StoreError::Unavailable { .. }) = (range, &sorted)
+    if let (Some(range), StoreError::Unavailable { .. } | StoreError::Refused { .. }) = (range, &sorted)
         && let Ok(meta) = objects.head(path).await
         && meta.size < range.end
     {

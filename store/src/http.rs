@@ -36,8 +36,9 @@ impl Attempt {
         match self {
             Attempt::NotSent => false,
             Attempt::Unanswered => true,
-            // 408 and 409 to a conditional put: another request, or an attempt of our own, was under way.
-            Attempt::Answered(status) => matches!(status, 408 | 409 | 500..),
+            // Success of which the rest was lost; 408 and 409 to a conditional put: another request, or an attempt
+            // of our own, was under way.
+            Attempt::Answered(status) => matches!(status, 200..=299 | 408 | 409 | 500..),
         }
     }
 }
@@ -59,6 +60,12 @@ impl Attempts {
             return None;
         }
         Some(attempts.iter().any(|attempt| attempt.may_have_been_applied()))
+    }
+
+    /// Whether the last answer was that the request itself is wrong, so that repeating it is no use.
+    pub(crate) fn were_refused(&self) -> bool {
+        let attempts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(attempts.last(), Some(Attempt::Answered(400..=407 | 410..=428 | 430..=499)))
     }
 }
 
@@ -119,7 +126,9 @@ mod tests {
         attempts.record(Attempt::NotSent);
         attempts.record(Attempt::Answered(403));
         assert_eq!(attempts.may_have_been_applied(), Some(false));
-        for ambiguous in [Attempt::Unanswered, Attempt::Answered(503), Attempt::Answered(409)] {
+        for ambiguous in
+            [Attempt::Unanswered, Attempt::Answered(503), Attempt::Answered(409), Attempt::Answered(200)]
+        {
             let attempts = Attempts::default();
             attempts.record(ambiguous);
             attempts.record(Attempt::Answered(403));

@@ -55,7 +55,7 @@ pub async fn put_if_absent(
     let Err(error) = objects.put_opts(path, bytes.into(), options).await else {
         return Ok(PutOutcome::Created);
     };
-    let sorted = StoreError::from_request(path, &error);
+    let sorted = StoreError::from_attempts(path, &error, &attempts);
     if let Some(may_have_been_applied) = attempts.may_have_been_applied() {
         return match error {
             _ if may_have_been_applied => Ok(PutOutcome::Unknown(sorted)),
@@ -119,16 +119,25 @@ pub async fn create(
         if attempt > 0 {
             env.clock.sleep(FIRST_PAUSE.saturating_mul(1 << (attempt - 1))).await;
         }
+        let mut is_durable = false;
         match put_if_absent(objects, path, bytes.clone()).await {
             Ok(PutOutcome::Created) => return Ok(Creation::Created),
-            Ok(PutOutcome::AlreadyExists) => "it exists, but cannot be read".clone_into(&mut last),
+            Ok(PutOutcome::AlreadyExists) => {
+                is_durable = true;
+                "it exists, but cannot be read".clone_into(&mut last);
+            }
             Ok(PutOutcome::Unknown(error)) => last = error.to_string(),
             // An earlier try is still open, so this refusal of a later one settles nothing.
             Err(error) if attempt > 0 => last = error.to_string(),
             Err(error) => return Err(error),
         }
         match get_if_present(objects, path, COMPARED_BYTES_MAX).await {
-            Ok(Some(found)) if found == bytes => return Ok(Creation::Same),
+            Ok(Some(found)) if found == bytes => {
+                // A folder shows an object before it is synced; one that "exists" has been (I4).
+                if is_durable || put_if_absent(objects, path, found).await == Ok(PutOutcome::AlreadyExists) {
+                    return Ok(Creation::Same);
+                }
+            }
             Ok(Some(found)) => return Ok(Creation::Other(found)),
             Ok(None) => {}
             Err(error) => last = format!("{last}; reading it back: {error}"),
@@ -144,3 +153,7 @@ pub async fn put_hint(objects: &dyn ObjectStore, path: &Path, bytes: Bytes) -> R
         Err(error) => Err(StoreError::from_request(path, &error)),
     }
 }
+
+#[cfg(test)]
+#[path = "put_tests.rs"]
+mod tests;

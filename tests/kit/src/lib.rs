@@ -6,5 +6,6 @@ pub mod conformance;
 pub mod env;
 pub mod faults;
 pub mod mask;
+pub mod minio;
 pub mod pg;
 pub mod unconditional;
