@@ -9,9 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
 use zenith_pgformat::Lsn;
+use zenith_pgformat::backup_label::BackupLabel;
 use zenith_pgformat::control::{ControlFile, DbState};
+use zenith_pgformat::history::{self, History};
 use zenith_pgformat::page;
 use zenith_pgformat::rel::RelFile;
+use zenith_pgformat::two_phase;
+use zenith_pgformat::wal::{RmgrId, StreamStart, WalStream};
+use zenith_pgformat::wal_name::WalFile;
 use zenith_testkit::pg::{Pg, PgOptions, StopMode, bin_dir, command, run, server_dir, server_user};
 use zenith_tools::restore::config::ThisHost;
 use zenith_tools::restore::layout::Owner;
@@ -67,23 +72,28 @@ async fn restore_into(home: TempDir, source: &StoppedDirectory, options: &Option
     (Pg::adopt(home, data), report)
 }
 
-/// What may differ in a dump by PostgreSQL's own rules: the keys of `\restrict`.
+/// A dump without what may differ: the keys of `\restrict`, and the locations of tablespaces, which are mapped.
 fn dump(pg: &Pg) -> String {
     let text = run(pg.client("pg_dumpall").arg("--no-unlogged-table-data"));
-    text.lines().filter(|line| !line.contains("restrict ")).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .filter(|line| !line.contains("restrict ") && !line.starts_with("CREATE TABLESPACE"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn tool(program: &str, data: &Path) -> String {
     run(command(bin_dir().join(program)).arg("-D").arg(data))
 }
 
-/// All records that pg_waldump finds from the start of a fabricated segment on.
+/// All records that pg_waldump finds from the start of a fabricated segment on; it must come to the zeros behind them.
 fn waldump(pg: &Pg, report: &Report, size: u64) -> String {
     let start = Lsn(report.lsn.0 / size * size);
-    let end = Lsn(report.checkpoint.0 + 8);
     let mut dump = command(bin_dir().join("pg_waldump"));
     dump.arg("-p").arg(pg.data().join("pg_wal")).arg("-t").arg(report.tli.to_string());
-    run(dump.args(["-s", &start.to_string(), "-e", &end.to_string()]))
+    let output = dump.args(["-s", &start.to_string()]).output().expect("pg_waldump");
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(complaint.contains("wanted 24, got 0"), "{complaint}");
+    String::from_utf8(output.stdout).expect("text")
 }
 
 fn control(pg: &Pg) -> ControlFile {
@@ -184,14 +194,17 @@ async fn a_fork_anywhere_in_a_page_or_segment_starts_and_recovers() {
     let segment = end.next_multiple_of(1 << 20) + (1 << 20);
     // Inside a page, between pages, so late that the record or its header crosses, and the same at a segment's end.
     for fork in
-        [page + 1000, page, page - 8, page - 64, page + 24, segment, segment - 8, segment - 96, segment + 40]
+        [page + 1000, page, page - 8, page - 64, page + 56, segment, segment - 8, segment - 96, segment + 72]
     {
         let fork = Lsn(fork & !7);
         let source =
             StoppedDirectory::open(primary.data()).expect("stopped cleanly").padded_to(fork).expect("padded");
         let (pg, report) = restore(&source, &options(primary.data())).await;
         let records = waldump(&pg, &report, 1 << 20);
-        assert!(records.contains("CHECKPOINT_SHUTDOWN redo"), "{fork}: {records}");
+        assert!(
+            records.contains(&format!("CHECKPOINT_SHUTDOWN redo {}; tli 2; prev tli 1", report.checkpoint)),
+            "{fork}: {records}"
+        );
         pg.start();
         pg.sql("INSERT INTO t SELECT generate_series(101, 3000)");
         pg.stop(StopMode::Immediate);
@@ -207,6 +220,9 @@ async fn stock_recovery_of_the_parents_base_follows_the_fork() {
     let home = server_dir();
     let data = home.path().join("data");
     run(primary.client("pg_basebackup").args(["-X", "none", "-c", "fast", "--no-sync", "-D"]).arg(&data));
+    let label = std::fs::read(data.join("backup_label")).expect("a backup label");
+    let parsed = BackupLabel::parse(&label).expect("PostgreSQL wrote it");
+    assert_eq!(parsed.format().as_bytes(), label, "byte for byte");
     primary.sql("CREATE TABLE t AS SELECT generate_series(1, 100) AS id");
     primary.stop(StopMode::Fast);
     let source = StoppedDirectory::open(primary.data()).expect("stopped cleanly");
@@ -236,6 +252,13 @@ async fn stock_recovery_of_the_parents_base_follows_the_fork() {
     pg.start();
     pg.wait_for("NOT pg_is_in_recovery()");
     assert_eq!(pg.sql("SELECT count(*) FROM t"), "200");
+
+    let read = |name: &str| std::fs::read(pg.data().join("pg_wal").join(name)).expect("a history file");
+    let (ours, stock) = (read("00000002.history"), read("00000003.history"));
+    let history = History::parse(3, &stock).expect("PostgreSQL wrote it");
+    assert_eq!(history.switch_point(1), Some(source.lsn()));
+    let again = history::child_file(&ours, 2, history.begin(), "no recovery target specified");
+    assert_eq!(again, stock, "byte for byte");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -321,4 +344,41 @@ async fn our_reading_of_every_page_and_of_the_control_file_is_postgresqls() {
         }
     }
     assert!(pages > 1000, "{pages} pages");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepare_record_gives_the_file_that_postgresql_writes() {
+    let primary = Pg::start_new(&PgOptions::default().conf("max_prepared_transactions = 5"));
+    primary.sql("CREATE TABLE t (id int)");
+    let start: Lsn = primary.sql("SELECT pg_current_wal_insert_lsn()").parse().expect("an LSN");
+    primary.script(
+        "postgres",
+        "BEGIN; INSERT INTO t VALUES (1); SAVEPOINT a; INSERT INTO t VALUES (2); SAVEPOINT b; INSERT INTO t VALUES (3); \
+         CREATE TABLE made (id int); DROP TABLE t; PREPARE TRANSACTION 'later';",
+    );
+    primary.stop(StopMode::Fast);
+    let source = StoppedDirectory::open(primary.data()).expect("stopped cleanly");
+    let size = source.control().wal_segment_size;
+    let segment = size.segment_of(start);
+    let name = WalFile::Segment { tli: 1, segment }.name(size);
+    let bytes = std::fs::read(primary.data().join("pg_wal").join(name)).expect("a segment");
+    let mut stream = WalStream::new(StreamStart {
+        lsn: start,
+        prev: Lsn::INVALID,
+        tli: 1,
+        seg_size: size,
+        system_identifier: source.control().system_identifier,
+    });
+    stream.feed(size.start_of(segment), bytes.into()).expect("the right segment");
+    let prepare = loop {
+        let record = stream.next().expect("valid WAL").expect("a PREPARE record comes");
+        if record.rmgr == RmgrId::XACT && record.info & 0x70 == 0x10 {
+            break record;
+        }
+    };
+    let made = two_phase::file_from_prepare(&prepare.main_data).expect("valid");
+    let header = two_phase::decode(&made).expect("valid");
+    let stock = std::fs::read(primary.data().join("pg_twophase").join(two_phase::file_name(header.xid)));
+    assert_eq!(made, stock.expect("a state file"), "byte for byte");
+    assert_eq!((header.gid.as_str(), header.subxacts.len()), ("later", 2));
 }
