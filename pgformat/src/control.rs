@@ -3,6 +3,7 @@
 use crate::checkpoint::{CHECKPOINT_LEN, CheckPoint};
 use crate::wal_name::WalSegSize;
 use crate::{BLCKSZ, Lsn, RELSEG_SIZE, Tli, XLOG_BLCKSZ, le};
+use std::fmt::Display;
 
 /// `PG_CONTROL_VERSION` of PostgreSQL 13 to 15.
 pub const CONTROL_VERSION: u32 = 1300;
@@ -195,7 +196,7 @@ pub enum ControlError {
     },
 }
 
-fn unsupported(field: &'static str, found: impl ToString, expected: impl ToString) -> ControlError {
+fn unsupported(field: &'static str, found: &dyn Display, expected: &dyn Display) -> ControlError {
     ControlError::Unsupported { field, found: found.to_string(), expected: expected.to_string() }
 }
 
@@ -226,15 +227,15 @@ impl ControlFile {
     fn fields(bytes: &[u8]) -> Option<Result<ControlFile, ControlError>> {
         let state = le::u32(bytes, 16)?;
         let Some(state) = DbState::ALL.into_iter().find(|known| *known as u32 == state) else {
-            return Some(Err(unsupported("state", state, "0 to 6")));
+            return Some(Err(unsupported("state", &state, &"0 to 6")));
         };
         let wal_level = le::u32(bytes, 172)?;
         let Some(wal_level) = WalLevel::from_number(wal_level) else {
-            return Some(Err(unsupported("wal_level", wal_level, "0 to 2")));
+            return Some(Err(unsupported("wal_level", &wal_level, &"0 to 2")));
         };
         let segment = le::u32(bytes, 228)?;
         let Some(wal_segment_size) = WalSegSize::new(u64::from(segment)) else {
-            return Some(Err(unsupported("xlog_seg_size", segment, "a power of two from 1 MB to 1 GB")));
+            return Some(Err(unsupported("xlog_seg_size", &segment, &"a power of two from 1 MB to 1 GB")));
         };
         let i32_at = |offset| le::u32(bytes, offset).map(u32::cast_signed);
         Some(Ok(ControlFile {
@@ -331,7 +332,7 @@ impl ControlFile {
 fn check_sizes(bytes: &[u8]) -> Option<Result<(), ControlError>> {
     let float = f64::from_le_bytes(le::array(bytes, 208)?);
     if float.to_bits() != FLOAT_FORMAT.to_bits() {
-        return Some(Err(unsupported("floatFormat", float, FLOAT_FORMAT)));
+        return Some(Err(unsupported("floatFormat", &float, &FLOAT_FORMAT)));
     }
     let sizes = [
         ("maxAlign", 204, 8),
@@ -342,12 +343,12 @@ fn check_sizes(bytes: &[u8]) -> Option<Result<(), ControlError>> {
     for (field, offset, expected) in sizes {
         let found = le::u32(bytes, offset)?;
         if found != expected {
-            return Some(Err(unsupported(field, found, expected)));
+            return Some(Err(unsupported(field, &found, &expected)));
         }
     }
     let checksums = le::u32(bytes, 252)?;
     if checksums > DATA_CHECKSUM_VERSION {
-        return Some(Err(unsupported("data_checksum_version", checksums, "0 or 1")));
+        return Some(Err(unsupported("data_checksum_version", &checksums, &"0 or 1")));
     }
     Some(Ok(()))
 }

@@ -1,13 +1,13 @@
 //! The target on disk: made where nothing is, synced before success, gone again after a failure.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 /// Directories that `initdb` makes and that a server expects (initdb.c, `subdirs`), and `pg_wal`.
 pub(crate) const DIRECTORIES: [&str; 22] = [
@@ -95,12 +95,32 @@ pub(crate) struct Target {
     sync: bool,
     /// Directories whose entries have to be synced at the end.
     directories: Arc<Mutex<BTreeSet<PathBuf>>>,
+    abandoned: Abandoned,
 }
+
+/// Whether the restore has failed. Writers in other threads hold it while they write, so that nothing appears in a
+/// directory that is being removed.
+type Abandoned = Arc<RwLock<bool>>;
 
 impl Target {
     /// A target at `root`, which must be absolute. Makes nothing yet.
     pub(crate) fn new(root: &Path, group_access: bool, owner: Option<Owner>, sync: bool) -> Target {
-        Target { root: root.into(), group_access, owner, sync, directories: Arc::default() }
+        let (directories, abandoned) = Default::default();
+        Target { root: root.into(), group_access, owner, sync, directories, abandoned }
+    }
+
+    /// What takes back everything written here, should the restore fail.
+    pub(crate) fn undo(&self) -> Undo {
+        Undo { made: Vec::new(), abandoned: Arc::clone(&self.abandoned) }
+    }
+
+    /// To be held by a thread of its own while it writes.
+    ///
+    /// # Errors
+    /// When the restore has failed meanwhile.
+    pub(crate) fn enter(&self) -> Result<RwLockReadGuard<'_, bool>> {
+        let guard = self.abandoned.read().unwrap_or_else(PoisonError::into_inner);
+        if *guard { Err(anyhow!("the restore was given up")) } else { Ok(guard) }
     }
 
     /// A path below the root; an absolute one stays as it is.
@@ -259,9 +279,10 @@ fn topmost_missing(path: &Path) -> PathBuf {
 }
 
 /// What a failed restore takes back when it is dropped, however it ended.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Undo {
     made: Vec<Made>,
+    abandoned: Abandoned,
 }
 
 #[derive(Debug)]
@@ -289,6 +310,10 @@ impl Undo {
 
 impl Drop for Undo {
     fn drop(&mut self) {
+        if !self.made.is_empty() {
+            // Waits for writers that have begun, and keeps others from beginning.
+            *self.abandoned.write().unwrap_or_else(PoisonError::into_inner) = true;
+        }
         for made in self.made.drain(..).rev() {
             let (removed, path) = match &made {
                 Made::Directory(path) => (std::fs::remove_dir_all(path), path),
@@ -331,8 +356,9 @@ mod tests {
     fn a_directory_that_is_not_empty_is_refused_and_untouched() {
         let home = tempfile::tempdir().expect("temporary directory");
         std::fs::write(home.path().join("mine"), "x").expect("file");
-        let mut undo = Undo::default();
-        let error = target(home.path()).claim(home.path(), "target", &mut undo).expect_err("not empty");
+        let target = target(home.path());
+        let mut undo = target.undo();
+        let error = target.claim(home.path(), "target", &mut undo).expect_err("not empty");
         assert!(error.to_string().contains("mine"), "{error}");
         drop(undo);
         assert!(home.path().join("mine").exists());
@@ -342,8 +368,8 @@ mod tests {
     fn what_was_made_is_gone_after_a_failure_with_the_parents_that_were_made() {
         let home = tempfile::tempdir().expect("temporary directory");
         let root = home.path().join("a/b/data");
-        let mut undo = Undo::default();
         let target = target(&root);
+        let mut undo = target.undo();
         target.claim(&root, "target", &mut undo).expect("makes it");
         target.make_directory("base/5").expect("makes it");
         target.write("base/5/1", b"x").expect("writes it");
@@ -354,8 +380,8 @@ mod tests {
     #[test]
     fn an_empty_directory_stays_and_is_empty_again_after_a_failure() {
         let home = tempfile::tempdir().expect("temporary directory");
-        let mut undo = Undo::default();
         let target = target(home.path());
+        let mut undo = target.undo();
         target.claim(home.path(), "target", &mut undo).expect("takes it");
         target.make_directory("base").expect("makes it");
         target.write("PG_VERSION", b"15\n").expect("writes it");
@@ -369,8 +395,8 @@ mod tests {
         let home = tempfile::tempdir().expect("temporary directory");
         for (group_access, directory, file) in [(false, 0o700, 0o600), (true, 0o750, 0o640)] {
             let root = home.path().join(format!("{group_access}"));
-            let mut undo = Undo::default();
             let target = Target::new(&root, group_access, None, false);
+            let mut undo = target.undo();
             target.claim(&root, "target", &mut undo).expect("makes it");
             target.write("PG_VERSION", b"15\n").expect("writes it");
             target.sync_directories().expect("nothing to do");
@@ -380,6 +406,17 @@ mod tests {
             assert_eq!(mode(&root), directory);
             assert_eq!(mode(&root.join("PG_VERSION")), file);
         }
+    }
+
+    #[test]
+    fn a_writer_that_comes_after_the_failure_writes_nothing() {
+        let home = tempfile::tempdir().expect("temporary directory");
+        let target = target(home.path());
+        let mut undo = target.undo();
+        target.claim(home.path(), "target", &mut undo).expect("takes it");
+        assert!(target.enter().is_ok());
+        drop(undo);
+        assert!(target.enter().is_err());
     }
 
     #[test]

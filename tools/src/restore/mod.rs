@@ -20,7 +20,7 @@ mod wal_segment;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use config::{Change, Host, Needs};
-use layout::{DIRECTORIES, Owner, Target, Undo};
+use layout::{DIRECTORIES, Owner, Target};
 use relations::{PageRules, Plan};
 use source::{Facts, Source};
 use std::collections::BTreeMap;
@@ -125,7 +125,7 @@ pub async fn write_directory(
         .with_context(|| format!("target directory {}", options.target.display()))?;
     let small = source.small_files().await?;
     let target = Target::new(&root, small_files::group_access(&small), options.owner, options.sync);
-    let mut undo = Undo::default();
+    let mut undo = target.undo();
     target.claim(&root, "target directory", &mut undo)?;
     let prepared = prepare(source, options, small, &root).await?;
     for directory in DIRECTORIES {

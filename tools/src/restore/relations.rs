@@ -148,6 +148,7 @@ impl OpenFiles {
 
     /// Checks and writes the pages of a batch; syncs and closes the files that are complete with it.
     fn write(&self, work: &[(PageRange, Vec<RelFile>)], pages: &[Bytes], rules: PageRules) -> Result<()> {
+        let _entered = self.target.enter()?;
         let count: u64 = work.iter().map(|(range, _)| u64::from(range.count)).sum();
         ensure!(count == pages.len() as u64, "{count} pages were asked for, {} came", pages.len());
         let mut rest = pages;

@@ -158,12 +158,22 @@ impl Judge<'_> {
     fn libraries(&self, setting: &str) -> Option<Change> {
         let names = list(self.value(setting)?);
         let (missing, found): (Vec<String>, Vec<String>) =
-            names.into_iter().partition(|name| self.host.has_library(name) == Some(false));
+            names.into_iter().partition(|name| self.is_missing(setting, name));
         if missing.is_empty() {
             return None;
         }
         let why = format!("not installed on this machine: {}", missing.join(", "));
         Some(self.change(setting, found.join(", "), &why))
+    }
+
+    /// Whether a library is certainly not here. With a search path of its own a server may find it anywhere.
+    fn is_missing(&self, setting: &str, name: &str) -> bool {
+        if self.value("dynamic_library_path").is_some_and(|path| path != "$libdir") {
+            return false;
+        }
+        let restricted = setting == "local_preload_libraries" && !name.contains('/');
+        let name = if restricted { format!("plugins/{name}") } else { name.to_owned() };
+        self.host.has_library(&name) == Some(false)
     }
 
     fn ssl(&self) -> Option<Change> {

@@ -116,6 +116,9 @@ fn libraries_that_are_not_here_are_not_loaded() {
     assert_eq!(auto, "shared_preload_libraries = 'pg_stat_statements'\n");
     let (auto, _) = restored(conf, &needs(), &Machine::default());
     assert_eq!(auto, "", "without a server here nobody knows");
+    let conf = "shared_preload_libraries = 'x'\ndynamic_library_path = '/opt/lib:$libdir'\n";
+    let (auto, _) = restored(conf, &needs(), &machine);
+    assert_eq!(auto, "", "it may be in the other directory");
 }
 
 #[test]
