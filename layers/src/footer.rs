@@ -39,6 +39,8 @@ pub(crate) struct Footer {
     pub(crate) groups: Vec<Group>,
     /// The payload's data pages, in order.
     pub(crate) pages: Vec<PageRef>,
+    /// The whole object, if it is small.
+    whole: Option<Bytes>,
     /// For Parquet's reader; without the page indexes.
     arrow: ArrowReaderMetadata,
     weight: usize,
@@ -62,10 +64,16 @@ pub(crate) fn tail_range(object: &str, entry: &LayerEntry) -> Result<Range<u64>,
 }
 
 impl Footer {
-    /// From the bytes of [`tail_range`].
-    pub(crate) fn decode(object: &str, entry: &LayerEntry, tail: &Bytes) -> Result<Footer, LayerError> {
+    /// From the bytes of [`tail_range`], or all bytes of the object, which are kept then.
+    pub(crate) fn decode(object: &str, entry: &LayerEntry, bytes: &Bytes) -> Result<Footer, LayerError> {
         let damaged = |what: &str| LayerError::damaged(object, what);
-        if crc32c::crc32c(tail) != entry.meta_crc {
+        let whole = (bytes.len() as u64 == entry.bytes).then(|| bytes.clone());
+        let tail = match &whole {
+            Some(whole) => usize::try_from(entry.meta_offset).ok().and_then(|at| whole.get(at..)),
+            None => Some(&bytes[..]),
+        };
+        let tail = bytes.slice_ref(tail.unwrap_or_default());
+        if crc32c::crc32c(&tail) != entry.meta_crc {
             return Err(damaged("the CRC of its footer does not match the manifest"));
         }
         let unreadable = |error: ParquetError| damaged(&format!("its footer is unreadable: {error}"));
@@ -78,7 +86,7 @@ impl Footer {
                 .with_offset_index_policy(PageIndexPolicy::Required)
                 .with_offset_index_mask(ColumnChunkMask::columns([PAYLOAD_COLUMN]))
         };
-        reader.try_parse_sized(tail, entry.bytes).map_err(unreadable)?;
+        reader.try_parse_sized(&tail, entry.bytes).map_err(unreadable)?;
         let metadata = reader.finish().map_err(unreadable)?;
         let none = Vec::new();
         let pairs = metadata.file_metadata().key_value_metadata().unwrap_or(&none);
@@ -104,8 +112,16 @@ impl Footer {
         let weight = size_of::<Footer>()
             + groups.capacity() * size_of::<Group>()
             + pages.capacity() * size_of::<PageRef>()
+            + whole.as_ref().map_or(0, Bytes::len)
             + arrow.metadata().memory_size();
-        Ok(Footer { groups, pages, arrow, weight })
+        Ok(Footer { groups, pages, whole, arrow, weight })
+    }
+
+    /// Some bytes of the object, if it is small and they are here.
+    pub(crate) fn resident(&self, range: &Range<u64>) -> Option<Bytes> {
+        let whole = self.whole.as_ref()?;
+        let (start, end) = (usize::try_from(range.start).ok()?, usize::try_from(range.end).ok()?);
+        (start <= end && end <= whole.len()).then(|| whole.slice(start..end))
     }
 
     /// For Parquet's reader.

@@ -83,6 +83,14 @@ impl Layer {
         LayerError::damaged(&self.path, what)
     }
 
+    /// Bytes of the object: from the store, unless the layer is small and was read whole.
+    async fn read(&self, range: Range<u64>) -> Result<Bytes, LayerError> {
+        match self.footer.resident(&range) {
+            Some(bytes) => Ok(bytes),
+            None => self.store.get(&self.path, range).await,
+        }
+    }
+
     fn group(&self, group: u32) -> Result<&Group, LayerError> {
         let found = self.footer.groups.get(group as usize);
         found.ok_or_else(|| self.damaged(format!("it has no row group {group}")))
@@ -140,7 +148,7 @@ impl Layer {
         columns: Range<usize>,
     ) -> Result<RecordBatch, LayerError> {
         let start = range.start;
-        let bytes = self.store.get(&self.path, range).await?;
+        let bytes = self.read(range).await?;
         if crc32c::crc32c(&bytes) != crc {
             return Err(self.damaged(format!("the CRC of columns {columns:?} of row group {group} is wrong")));
         }
@@ -235,8 +243,7 @@ impl Layer {
         let mut loads = Vec::with_capacity(missing.len());
         for (span, members) in join_near(&missing) {
             // Started by the first page that has to be loaded; pages that someone else is loading do not start it.
-            let (store, path, range) = (&self.store, &self.path, span.clone());
-            let fetch: Fetch<'_> = async move { store.get(path, range).await }.boxed().shared();
+            let fetch: Fetch<'_> = self.read(span.clone()).boxed().shared();
             for (position, page) in members {
                 let load = self.load_block(fetch.clone(), span.start, page).boxed();
                 let block = self.store.block(self.block_key(position), load);
@@ -277,7 +284,7 @@ impl Layer {
         let pages = self.footer.pages.get(pages).unwrap_or_default();
         let (Some(first), Some(last)) = (pages.first(), pages.last()) else { return Ok(Vec::new()) };
         let payload = first.offset..last.offset.saturating_add(u64::from(last.size));
-        let payload = self.store.get(&self.path, payload);
+        let payload = self.read(payload);
         let ((keys, details), bytes) =
             try_join(try_join(self.keys(number), self.details(number)), payload).await?;
         let mut rows = Vec::with_capacity(keys.rows());

@@ -57,8 +57,8 @@ proptest! {
         runtime.block_on(async {
             let place = Place::new();
             let entry = place.layer(delta(), &rows).await;
-            assert_eq!(all_rows(&place.cold(), &entry).await.unwrap(), rows);
-            let set = LayerSet::new(place.cold(), [Arc::clone(&entry)], None).unwrap();
+            assert_eq!(all_rows(&place.cold(0), &entry).await.unwrap(), rows);
+            let set = LayerSet::new(place.cold(0), [Arc::clone(&entry)], None).unwrap();
             assert_eq!(set.versions(&[ALL], Lsn(0), Lsn::MAX).await.unwrap(), rows);
             assert_eq!(entry.rows, rows.len() as u64);
             assert_eq!(entry.key_min, rows[0].key.to_bytes());
@@ -74,13 +74,13 @@ async fn layers_of_several_row_groups_come_back() {
     let entry = place.layer(WriterOptions::image(1, Lsn(8), None), &rows).await;
     let layer = place.store.open(&entry).await.unwrap();
     assert_eq!(layer.groups(), 2);
-    assert_eq!(all_rows(&place.cold(), &entry).await.unwrap(), rows);
+    assert_eq!(all_rows(&place.cold(0), &entry).await.unwrap(), rows);
     let small =
         |n: u32| Row { lsn: Lsn(u64::from(n) + 2), value: Value::Edit(noise(n, 3)), ..page_row(n / 3) };
     let rows: Vec<Row> = (0..140_000).map(small).collect();
     let entry = place.layer(delta(), &rows).await;
     assert_eq!(place.store.open(&entry).await.unwrap().groups(), 3);
-    assert_eq!(all_rows(&place.cold(), &entry).await.unwrap(), rows);
+    assert_eq!(all_rows(&place.cold(0), &entry).await.unwrap(), rows);
 }
 
 /// The point of 64 KiB pages: reading one page of a relation decodes eight, not a row group.
@@ -117,6 +117,17 @@ async fn a_cold_lookup_takes_three_requests_and_a_warm_one_takes_one() {
     let (gets, bytes) = read(1000).await;
     assert_eq!(gets, 1);
     assert!(bytes < 64 << 10, "{bytes}");
+}
+
+#[tokio::test]
+async fn a_small_layer_is_read_by_one_request() {
+    let place = Place::new();
+    let entry = place.layer(delta(), &mixed_rows()).await;
+    let set = LayerSet::new(Arc::clone(&place.store), [entry], None).unwrap();
+    let before = place.gets();
+    assert_eq!(set.versions(&[ALL], Lsn(0), Lsn::MAX).await.unwrap(), mixed_rows());
+    assert!(!set.history(&[ALL], Lsn::MAX, ReadMode::Serve).await.unwrap().is_empty());
+    assert_eq!(place.gets() - before, 1);
 }
 
 #[tokio::test]
@@ -217,12 +228,13 @@ fn mixed_rows() -> Vec<Row> {
 }
 
 /// Whatever reads of a layer there are, by themselves and with cold caches.
-async fn read_everything(place: &Place, entry: &Arc<LayerEntry>) -> [Result<Vec<Row>, LayerError>; 3] {
-    let set = || LayerSet::new(place.cold(), [Arc::clone(entry)], None).unwrap();
-    let histories = set().history(&[ALL], Lsn::MAX, ReadMode::Serve).await;
+async fn read_everything(place: &Place, entry: &Arc<LayerEntry>) -> [Result<Vec<Row>, LayerError>; 4] {
+    let set = |whole| LayerSet::new(place.cold(whole), [Arc::clone(entry)], None).unwrap();
+    let histories = set(0).history(&[ALL], Lsn::MAX, ReadMode::Serve).await;
     [
-        all_rows(&place.cold(), entry).await,
-        set().versions(&[ALL], Lsn(0), Lsn::MAX).await,
+        all_rows(&place.cold(0), entry).await,
+        set(0).versions(&[ALL], Lsn(0), Lsn::MAX).await,
+        set(1 << 20).versions(&[ALL], Lsn(0), Lsn::MAX).await,
         histories.map(|histories| histories.into_iter().flat_map(|history| history.rows).collect()),
     ]
 }
@@ -236,7 +248,7 @@ fn check_damage(
     what: &str,
     object: &str,
     good: &[Vec<Row>],
-    reads: [Result<Vec<Row>, LayerError>; 3],
+    reads: [Result<Vec<Row>, LayerError>; 4],
 ) -> usize {
     let mut errors = 0;
     for (read, good) in reads.into_iter().zip(good) {
@@ -262,7 +274,10 @@ async fn a_flipped_byte_is_an_error_that_names_the_object_or_harmless_and_never_
     assert_eq!(good[0], mixed_rows());
     let mut harmless = Vec::new();
     for at in 0..layer.object().len() {
-        for flip in [0x01, 0x80, 0xFF] {
+        // In the tail every flip meets the same CRC.
+        let tail = at as u64 >= entry.meta_offset;
+        let flips: &[u8] = if tail { &[0x10] } else { &[0x01, 0x80, 0xFF] };
+        for flip in flips {
             let mut bytes = layer.object().to_vec();
             bytes[at] ^= flip;
             overwrite(&place, &entry, bytes.into()).await;
@@ -308,7 +323,7 @@ async fn another_layer_under_the_name_is_noticed() {
     let mut wrong = vec![(*entry).clone(), other.entry(entry.id)];
     wrong[1].lsn_to = Lsn(1 << 41);
     for entry in wrong {
-        let error = place.cold().open(&Arc::new(entry)).await.unwrap_err();
+        let error = place.cold(0).open(&Arc::new(entry)).await.unwrap_err();
         assert!(matches!(error, LayerError::Damaged { .. }), "{error}");
     }
 }
@@ -341,7 +356,7 @@ async fn events_come_back_by_their_lsn_and_damage_to_them_is_noticed() {
     let entry = Arc::new(place.store(&layer).await.unwrap());
     assert_eq!(entry.max_time, Some(299 * 7 - 9));
     let read = async |after: u64, upto: u64| {
-        let set = LayerSet::new(place.cold(), [Arc::clone(&entry)], None).unwrap();
+        let set = LayerSet::new(place.cold(0), [Arc::clone(&entry)], None).unwrap();
         set.events(Lsn(after), Lsn(upto)).await
     };
     assert_eq!(read(0, u64::MAX).await.unwrap(), events);
@@ -368,7 +383,7 @@ async fn events_of_several_row_groups_come_back() {
         writer.push(event).unwrap();
     }
     let entry = place.store(&writer.finish().unwrap()).await.unwrap();
-    let set = LayerSet::new(place.cold(), [entry], None).unwrap();
+    let set = LayerSet::new(place.cold(0), [entry], None).unwrap();
     assert_eq!(set.events(Lsn(0), Lsn::MAX).await.unwrap(), events);
     let last = events[69_990].lsn;
     let before = place.gets();

@@ -22,6 +22,8 @@ pub mod set;
 #[cfg(test)]
 mod set_tests;
 #[cfg(test)]
+mod store_tests;
+#[cfg(test)]
 mod test_env;
 #[cfg(test)]
 mod test_rows;

@@ -25,13 +25,15 @@ pub struct CacheOptions {
     pub index_bytes: u64,
     /// Bytes for decoded payload pages.
     pub block_bytes: u64,
+    /// Layers of at most this many bytes are read whole, by one request, and stay so in the index.
+    pub whole_bytes: u64,
     /// Requests to the store at the same time.
     pub requests: usize,
 }
 
 impl Default for CacheOptions {
     fn default() -> CacheOptions {
-        CacheOptions { index_bytes: 256 << 20, block_bytes: 128 << 20, requests: 64 }
+        CacheOptions { index_bytes: 256 << 20, block_bytes: 128 << 20, whole_bytes: 128 << 10, requests: 64 }
     }
 }
 
@@ -101,14 +103,14 @@ impl LayerCaches {
         self.inner.options
     }
 
-    /// Bytes that footers and key columns hold at the moment, roughly.
-    pub fn index_bytes(&self) -> u64 {
-        self.inner.index.weighted_bytes()
+    /// Bytes that footers, key columns and small layers hold at the moment.
+    pub async fn index_bytes(&self) -> u64 {
+        self.inner.index.weighted_bytes().await
     }
 
-    /// Bytes that payload pages hold at the moment, roughly.
-    pub fn block_bytes(&self) -> u64 {
-        self.inner.blocks.weighted_bytes()
+    /// Bytes that decoded payload pages hold at the moment.
+    pub async fn block_bytes(&self) -> u64 {
+        self.inner.blocks.weighted_bytes().await
     }
 }
 
@@ -160,8 +162,10 @@ impl LayerStore {
 
     async fn load_footer(&self, path: &Path, entry: &LayerEntry) -> Result<IndexPart, LayerError> {
         let object = path.as_ref();
-        let tail = self.get(path, tail_range(object, entry)?).await?;
-        Ok(IndexPart::Footer(Arc::new(Footer::decode(object, entry, &tail)?)))
+        let tail = tail_range(object, entry)?;
+        let whole = entry.bytes <= self.caches.inner.options.whole_bytes;
+        let bytes = self.get(path, if whole { 0..entry.bytes } else { tail }).await?;
+        Ok(IndexPart::Footer(Arc::new(Footer::decode(object, entry, &bytes)?)))
     }
 
     /// Some bytes of an object, as one of a bounded number of requests.

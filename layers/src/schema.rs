@@ -1,4 +1,5 @@
-//! The columns of a layer object, and what its footer says of itself. `FORMAT.md` describes them to people.
+//! The columns of a layer object, and what its footer says of itself. `docs/formats.md` describes them to
+//! people.
 
 use crate::error::LayerError;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -63,6 +64,8 @@ pub(crate) fn row_properties() -> Result<WriterProperties, LayerError> {
         .set_dictionary_enabled(false)
         .set_encoding(Encoding::DELTA_BINARY_PACKED)
         .set_statistics_enabled(EnabledStatistics::None)
+        // DELTA_LENGTH_BYTE_ARRAY saves 0.2 % on pages and 2 % on records (measured), but a reader then has to unpack
+        // all lengths before the first value.
         .set_column_encoding(ColumnPath::from("payload"), Encoding::PLAIN)
         // Random numbers: packing them costs time and gains nothing.
         .set_column_encoding(ColumnPath::from("crc"), Encoding::PLAIN)

@@ -222,12 +222,13 @@ fn caches() -> impl Strategy<Value = CacheOptions> {
     prop_oneof![Just(0u64), Just(4 << 10), Just(1 << 20)].prop_map(|bytes| CacheOptions {
         index_bytes: bytes,
         block_bytes: bytes,
+        whole_bytes: bytes,
         requests: 3,
     })
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(120))]
     #[test]
     fn histories_and_versions_are_those_of_the_model(
         family in any_family(),

@@ -73,9 +73,9 @@ impl Place {
         Place { env, objects, store }
     }
 
-    /// The same objects with empty caches.
-    pub(crate) fn cold(&self) -> Arc<LayerStore> {
-        let caches = LayerCaches::new(CacheOptions::default());
+    /// The same objects with empty caches; layers of up to `whole_bytes` are read whole.
+    pub(crate) fn cold(&self, whole_bytes: u64) -> Arc<LayerStore> {
+        let caches = LayerCaches::new(CacheOptions { whole_bytes, ..CacheOptions::default() });
         LayerStore::new(Arc::clone(self.store.object_store()), self.store.paths().clone(), caches)
     }
 
