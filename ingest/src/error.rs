@@ -164,6 +164,7 @@ pub enum IngestError {
 
 impl IngestError {
     /// A record whose content contradicts itself.
+    #[allow(clippy::needless_pass_by_value, reason = "errors and texts alike are handed over")]
     pub(crate) fn record(record: &zenith_pgformat::wal::Record, what: impl ToString) -> IngestError {
         IngestError::Record { lsn: record.lsn, rmgr: record.rmgr, info: record.info, what: what.to_string() }
     }

@@ -421,7 +421,7 @@ impl BaseBuilder {
                 self.states.insert(Key::two_phase(xid), Value::State(content));
                 return Ok(());
             }
-            BaseFile::ReplOrigins => return self.repl_origins(path, &content),
+            BaseFile::ReplOrigins => return self.repl_origins(&path, &content),
             BaseFile::Control => {
                 let control = ControlFile::decode(&content)?;
                 if control.system_identifier != self.options.system_identifier {
@@ -441,8 +441,8 @@ impl BaseBuilder {
     }
 
     /// `pg_logical/replorigin_checkpoint`: a magic number, 16 bytes an origin, a CRC-32C (`CheckPointReplicationOrigin`).
-    fn repl_origins(&mut self, file: String, content: &[u8]) -> Result<(), BaseError> {
-        let wrong = |what: &str| BaseError::File { file: file.clone(), what: what.to_owned() };
+    fn repl_origins(&mut self, file: &str, content: &[u8]) -> Result<(), BaseError> {
+        let wrong = |what: &str| BaseError::File { file: file.to_owned(), what: what.to_owned() };
         let cut = || wrong("it is cut");
         let (body, crc) = content.split_last_chunk::<4>().ok_or_else(cut)?;
         if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {

@@ -93,6 +93,7 @@ impl Spool {
         Ok(rows)
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "errors and texts alike are handed over")]
     fn error(&self, what: impl ToString) -> BaseError {
         BaseError::Spool { folder: self.folder.clone(), what: what.to_string() }
     }

@@ -736,7 +736,7 @@ fn the_next_xid_is_a_value_only_when_it_changes() {
     let mut state = state();
     with_size(&mut state, Fork::Main, 5);
     let change = |xid| Record { xid, ..record(RmgrId::BTREE, 0, &[], vec![block(0, Fork::Main, 1)]) };
-    assert_eq!(keys(&step(&change(999), &mut state)).contains(&Key::NEXT_XID), false);
+    assert!(!keys(&step(&change(999), &mut state)).contains(&Key::NEXT_XID));
     assert!(keys(&step(&change(1000), &mut state)).contains(&Key::NEXT_XID));
     let sub = Record { top_xid: Some(1003), ..change(1001) };
     step(&sub, &mut state);

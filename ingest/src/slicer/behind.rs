@@ -91,6 +91,20 @@ impl<S: Sink> Slicer<S> {
         Ok(())
     }
 
+    /// Looks for base images that were registered while this slicer runs.
+    pub(super) async fn refresh_bases(&mut self) -> Result<(), IngestError> {
+        let now = self.env.clock.elapsed();
+        if now.saturating_sub(self.bases_asked) < self.options.lag {
+            return Ok(());
+        }
+        self.bases_asked = now;
+        if let Some(bases) = self.sink.bases().await? {
+            let open = |base: &BaseImage| !base.confirmed && !self.settled.contains(&base.id);
+            self.unconfirmed = bases.into_iter().filter(open).collect();
+        }
+        Ok(())
+    }
+
     /// Base images that were registered after their end had been sliced: their end is looked up in the archive.
     pub(super) async fn confirm_behind(&mut self) -> Result<(), IngestError> {
         let behind = |base: &BaseImage| base.end <= self.position;
@@ -99,7 +113,9 @@ impl<S: Sink> Slicer<S> {
         for base in candidates {
             // It is asked once; a base image whose end this WAL does not hold stays unconfirmed.
             self.unconfirmed.retain(|other| other.id != base.id);
-            if self.archive_holds_end(&base).await? {
+            self.settled.insert(base.id);
+            let passed = base.kind == BaseKind::Online && self.passed_ends.contains(&(base.redo, base.tli));
+            if passed || self.archive_holds_end(&base).await? {
                 self.sink.confirm(vec![base.id]).await?;
                 self.report.confirmed.push(base.id);
             } else {

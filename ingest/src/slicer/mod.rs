@@ -29,6 +29,7 @@ use arena::Arena;
 use load::Loader;
 use path::TliPath;
 use source::Source;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use zenith_layers::{LayerSet, LayerStore};
@@ -40,6 +41,9 @@ use zenith_store::Env;
 
 /// Records that are looked at together to load the state they need in one go.
 const BATCH_RECORDS: usize = 4096;
+
+/// Ends of backups that are remembered.
+const PASSED_ENDS: usize = 64;
 
 /// How slicing is done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -147,6 +151,13 @@ pub struct Slicer<S: Sink> {
     /// Base images whose end was not met.
     unconfirmed: Vec<BaseImage>,
     confirmed: Vec<BaseId>,
+    /// Base images whose end the archived WAL does not hold, or that were confirmed: not looked at again.
+    settled: HashSet<BaseId>,
+    /// Ends of backups that this slicer has passed: start, TLI. Saves reading the WAL again for a base image that is
+    /// registered right after.
+    passed_ends: VecDeque<(Lsn, Tli)>,
+    /// When the registered base images were last asked for.
+    bases_asked: Duration,
     /// A record that was read and not wanted yet.
     held: Option<Record>,
     /// When the oldest row in the arena came.
@@ -169,6 +180,7 @@ impl<S: Sink> Slicer<S> {
         let SlicerStart { position, history, open_base, unconfirmed, mode } = start;
         let stream = new_stream(&archive, position.lsn, position.prev, position.tli);
         let report = empty_report(position.lsn, position.tli);
+        let bases_asked = env.clock.elapsed();
         Slicer {
             options,
             env,
@@ -190,6 +202,9 @@ impl<S: Sink> Slicer<S> {
             open_base,
             unconfirmed,
             confirmed: Vec::new(),
+            settled: HashSet::new(),
+            passed_ends: VecDeque::new(),
+            bases_asked,
             held: None,
             oldest: None,
             report,
@@ -259,6 +274,7 @@ impl<S: Sink> Slicer<S> {
             self.state = Some(state);
         }
         self.refresh_path().await?;
+        self.refresh_bases().await?;
         self.confirm_behind().await?;
         loop {
             if let Some(stopped) = self.drain().await? {
@@ -368,6 +384,12 @@ impl<S: Sink> Slicer<S> {
         backup_end: Option<Lsn>,
         shutdown: bool,
     ) -> Result<(), IngestError> {
+        if let Some(start) = backup_end {
+            self.passed_ends.push_back((start, self.tli));
+            if self.passed_ends.len() > PASSED_ENDS {
+                self.passed_ends.pop_front();
+            }
+        }
         if self.unconfirmed.is_empty() {
             return Ok(());
         }
@@ -386,6 +408,7 @@ impl<S: Sink> Slicer<S> {
             if self.open_base.as_ref().is_some_and(|open| open.id == base.id) {
                 self.close_window(record.end)?;
             }
+            self.settled.insert(base.id);
             self.confirmed.push(base.id);
         }
         match &self.open_base {

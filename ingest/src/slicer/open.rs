@@ -14,6 +14,7 @@ use zenith_store::Env;
 /// A slicer that goes on where the newest manifest version says and commits under `epoch`
 /// ([`ManifestStore::take_epoch`]). `parent`: the layers of the timeline that this one was branched off, and the
 /// branch point.
+#[allow(clippy::too_many_arguments, reason = "each is a thing of its own, handed over once")]
 pub async fn open_slicer(
     options: SlicerOptions,
     env: Env,

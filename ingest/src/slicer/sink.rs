@@ -5,7 +5,7 @@ use object_store::ObjectStore;
 use std::sync::Arc;
 use zenith_layers::{FinishedLayer, store_layer};
 use zenith_manifest::change::Slice;
-use zenith_manifest::{BaseId, Change, CommitError, LayerEntry, ManifestStore};
+use zenith_manifest::{BaseId, BaseImage, Change, CommitError, LayerEntry, ManifestStore};
 use zenith_pgformat::Lsn;
 use zenith_store::{Env, TimelinePaths};
 
@@ -23,6 +23,9 @@ pub trait Sink: Send + Sync {
 
     /// WAL is missing after `at`; slicing goes on at this base image.
     async fn begin_range(&mut self, at: Lsn, base: BaseId) -> Result<(), IngestError>;
+
+    /// The base images as they are registered now; `None` if nobody registers any while this slicer runs.
+    async fn bases(&self) -> Result<Option<Vec<BaseImage>>, IngestError>;
 
     /// The slicer's epoch.
     fn epoch(&self) -> u64;
@@ -69,6 +72,11 @@ impl Sink for ManifestSink {
 
     async fn begin_range(&mut self, at: Lsn, base: BaseId) -> Result<(), IngestError> {
         self.change(Change::BeginRange { epoch: self.epoch, at, base }).await
+    }
+
+    async fn bases(&self) -> Result<Option<Vec<BaseImage>>, IngestError> {
+        let root = self.manifest.latest().await.map_err(|e| IngestError::Sink(e.to_string()))?;
+        Ok(Some(root.bases.clone()))
     }
 
     fn epoch(&self) -> u64 {
@@ -148,6 +156,10 @@ impl Sink for LocalSink {
     async fn begin_range(&mut self, at: Lsn, base: BaseId) -> Result<(), IngestError> {
         self.begun.push((at, base));
         Ok(())
+    }
+
+    async fn bases(&self) -> Result<Option<Vec<BaseImage>>, IngestError> {
+        Ok(None)
     }
 
     fn epoch(&self) -> u64 {

@@ -1,6 +1,8 @@
 //! A timeline in memory, fed from the files of a real server.
 #![allow(dead_code, unreachable_pub, reason = "each test uses its part")]
 
+pub mod compare;
+
 use object_store::path::Path as StorePath;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
