@@ -134,7 +134,12 @@ impl Timeline {
         let Some((tli, start, bytes)) = segments.first() else { return Ok(None) };
         let wal = |source| ReadError::Wal { tli: *tli, lsn: page, source };
         let offset = usize::try_from(page.since(*start)).unwrap_or(usize::MAX);
-        let header = PageHeader::decode(bytes.get(offset..).unwrap_or_default()).map_err(wal)?;
+        let bytes_here = bytes.get(offset..).unwrap_or_default();
+        if bytes_here.iter().take(PAGE as usize).all(|byte| *byte == 0) {
+            // Behind a switch the rest of a segment is zeros, page headers too (`CopyXLogRecordToWAL`, xlog.c).
+            return Ok(None);
+        }
+        let header = PageHeader::decode(bytes_here).map_err(wal)?;
         let Some(first) = first_record(page, &header).filter(|first| *first < lsn) else { return Ok(None) };
         let mut stream = WalStream::new(StreamStart {
             lsn: first,

@@ -143,6 +143,9 @@ pub fn mask(page: &mut [u8]) {
                 clear_unused_space(page);
             }
         }
+        // The meta page's list of last used pages (behind the magic number) is a cache that WAL never tells
+        // (`SpGistUpdateMetaPage`, spgutils.c).
+        PageKind::SpGist if page[special] & 1 != 0 => page[HEADER + 4..special].fill(0),
         PageKind::SpGist | PageKind::Sequence => clear_unused_space(page),
     }
 }
