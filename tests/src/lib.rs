@@ -1,1 +1,1 @@
-//! x
+//! Whole-system tests; `suite/main.rs` lists them.

@@ -1,0 +1,5 @@
+//! Whole-system tests: a real PostgreSQL 15, the commands as a user runs them, a folder store and a real MinIO.
+
+mod harness;
+mod restore;
+mod workload;
