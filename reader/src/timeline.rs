@@ -185,7 +185,8 @@ impl Timeline {
             ranges.iter_mut().for_each(|range| range.to = range.to.min(branch.lsn));
         }
         for range in &self.root().ranges {
-            let to = self.root().run_end(range);
+            let covered = self.state.covered.filter(|_| range.to.is_none()).unwrap_or(Lsn::INVALID);
+            let to = self.root().run_end(range).max(covered);
             match range.base.and_then(|id| self.root().base(id)) {
                 Some(base) if base.confirmed && range.from <= to => {
                     ranges.push(Readable { from: range.from, to, base: base.clone() });
