@@ -11,6 +11,7 @@ pub mod page;
 mod pool;
 mod process;
 mod request;
+pub mod sandbox;
 pub mod selftest;
 pub mod shm;
 pub mod stamps;

@@ -26,7 +26,8 @@ impl Server {
 /// Finds PostgreSQL 15.
 pub(crate) fn server(wanted: Option<&Path>) -> Result<Server, StartError> {
     let mut looked = Vec::new();
-    let named = wanted.map(Path::to_path_buf).or_else(|| std::env::var_os("ZENITH_PG_BIN_DIR").map(PathBuf::from));
+    let named =
+        wanted.map(Path::to_path_buf).or_else(|| std::env::var_os("ZENITH_PG_BIN_DIR").map(PathBuf::from));
     match named {
         Some(directory) => looked.push(directory),
         None => {
@@ -40,7 +41,8 @@ pub(crate) fn server(wanted: Option<&Path>) -> Result<Server, StartError> {
     };
     let path = bin_dir.join("postgres");
     let output = Command::new(&path).arg("-V").env_clear().output();
-    let output = output.map_err(|source| StartError::Io { what: format!("run {}", path.display()), source })?;
+    let output =
+        output.map_err(|source| StartError::Io { what: format!("run {}", path.display()), source })?;
     let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     match said.strip_prefix("postgres (PostgreSQL) ") {
         Some(version) if version.starts_with("15.") => Ok(Server { bin_dir, version: version.to_owned() }),
@@ -51,7 +53,8 @@ pub(crate) fn server(wanted: Option<&Path>) -> Result<Server, StartError> {
 /// Finds our library.
 pub(crate) fn library(wanted: Option<&Path>) -> Result<PathBuf, StartError> {
     let mut looked = Vec::new();
-    let named = wanted.map(Path::to_path_buf).or_else(|| std::env::var_os("ZENITH_REDO_LIBRARY").map(PathBuf::from));
+    let named =
+        wanted.map(Path::to_path_buf).or_else(|| std::env::var_os("ZENITH_REDO_LIBRARY").map(PathBuf::from));
     match named {
         Some(path) => looked.push(path),
         None => looked.extend(std::env::current_exe().iter().flat_map(|program| beside(program))),
@@ -66,7 +69,10 @@ pub(crate) fn library(wanted: Option<&Path>) -> Result<PathBuf, StartError> {
 /// in `deps/`, where Cargo puts the libraries that a test's package depends on, and an example or test program one below.
 fn beside(program: &Path) -> Vec<PathBuf> {
     let Some(directory) = program.parent() else { return Vec::new() };
-    [".", "../lib/zenith", "deps", "..", "../deps"].iter().map(|place| directory.join(place).join(LIBRARY_NAME)).collect()
+    [".", "../lib/zenith", "deps", "..", "../deps"]
+        .iter()
+        .map(|place| directory.join(place).join(LIBRARY_NAME))
+        .collect()
 }
 
 #[cfg(test)]

@@ -48,18 +48,9 @@ impl RedoPool {
     /// Checks that redo works here: finds server and library, starts one process and runs its self test. The others
     /// start when there is work for them. Blocks for up to a few seconds the first time (`initdb`).
     pub fn start(options: &RedoOptions) -> Result<RedoPool, StartError> {
-        let server = locate::server(options.bin_dir.as_deref())?;
-        let library = locate::library(options.library.as_deref())?;
-        let work_dir = WorkDir::open(options, Owner::find(&options.owner)?)?;
+        let recipe = Arc::new(recipe(options)?);
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let workers = options.workers.unwrap_or_else(cores).max(1);
-        let recipe = Arc::new(Recipe {
-            server,
-            library,
-            work_dir,
-            region_size: options.region_size.max(MIN_REGION),
-            timeout: options.timeout,
-        });
         let keeper = Keeper::start()?;
         let first = keeper.process(&recipe)?;
         let idle = Mutex::new(Idle { processes: vec![first], unstarted: workers - 1 });
@@ -135,7 +126,8 @@ impl RedoPool {
             let placed = lay_out(process, &mut jobs);
             let exchange = process.exchange(self.shared.recipe.timeout);
             let current = process.region.header().item.load(Ordering::Acquire) as usize;
-            stillborn = if matches!(exchange, Exchange::Died { taken: false, .. }) { stillborn + 1 } else { 0 };
+            stillborn =
+                if matches!(exchange, Exchange::Died { taken: false, .. }) { stillborn + 1 } else { 0 };
             let blamed = (stillborn == 0 || stillborn >= MAX_STILLBORN).then_some(current);
             let mut rest = self.collect(process, placed, &exchange, blamed, results);
             if exchange != Exchange::Answered {
@@ -191,6 +183,17 @@ impl RedoPool {
     }
 }
 
+/// Finds everything that processes are started from.
+pub(crate) fn recipe(options: &RedoOptions) -> Result<Recipe, StartError> {
+    Ok(Recipe {
+        server: locate::server(options.bin_dir.as_deref())?,
+        library: locate::library(options.library.as_deref())?,
+        work_dir: WorkDir::open(options, Owner::find(&options.owner)?)?,
+        region_size: options.region_size.max(MIN_REGION),
+        timeout: options.timeout,
+    })
+}
+
 fn set(results: &mut [Option<PageResult>], index: usize, result: PageResult) {
     if let Some(place) = results.get_mut(index) {
         *place = Some(result);
@@ -199,7 +202,10 @@ fn set(results: &mut [Option<PageResult>], index: usize, result: PageResult) {
 
 /// Moves as many jobs as fit into a process's region.
 fn lay_out(process: &mut Process, jobs: &mut VecDeque<Job>) -> Vec<Placed> {
-    process.region.header_mut().items = 0;
+    let header = process.region.header_mut();
+    header.items = 0;
+    header.item.store(0, Ordering::Relaxed);
+    header.change.store(0, Ordering::Relaxed);
     let mut batch = Batch::new(&mut process.region);
     while let Some(job) = jobs.pop_front() {
         if let Err(job) = batch.add(job) {
@@ -347,7 +353,11 @@ impl Keeper {
 }
 
 /// Runs the jobs of a self test in one process.
-pub(crate) fn run_alone(process: &mut Process, job: Job, timeout: std::time::Duration) -> Result<Box<Page>, String> {
+pub(crate) fn run_alone(
+    process: &mut Process,
+    job: Job,
+    timeout: std::time::Duration,
+) -> Result<Box<Page>, String> {
     let mut jobs = VecDeque::from([job]);
     let placed = lay_out(process, &mut jobs);
     let exchange = process.exchange(timeout);

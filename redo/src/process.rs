@@ -54,8 +54,10 @@ impl Process {
     /// process is killed when that thread ends (`PR_SET_PDEATHSIG`).
     pub(crate) fn start(recipe: &Recipe) -> Result<Process, StartError> {
         let data = recipe.work_dir.data_directory(&recipe.server)?;
-        let (region, region_fd) = new_region(recipe.region_size).map_err(failed("create the shared region"))?;
-        let library = File::open(&recipe.library).map_err(failed(&format!("open {}", recipe.library.display())))?;
+        let (region, region_fd) =
+            new_region(recipe.region_size).map_err(failed("create the shared region"))?;
+        let library =
+            File::open(&recipe.library).map_err(failed(&format!("open {}", recipe.library.display())))?;
         let (reader, writer) = io::pipe().map_err(failed("create a pipe"))?;
         // Neither side may ever wait for the other here: the process would stand still, or so would we.
         for fd in [reader.as_fd(), writer.as_fd()] {
@@ -141,7 +143,11 @@ impl Process {
                     return Exchange::Answered;
                 }
                 let words = self.last_words();
-                let how = if words.is_empty() { describe(status) } else { format!("{}: {words}", describe(status)) };
+                let how = if words.is_empty() {
+                    describe(status)
+                } else {
+                    format!("{}: {words}", describe(status))
+                };
                 return Exchange::Died { taken, how };
             }
             if waited >= limit {

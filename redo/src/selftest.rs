@@ -29,10 +29,14 @@ pub struct Vector {
 }
 
 /// Runs all tests in a process, and hands it on if it passed.
-pub(crate) fn check(mut process: Process, timeout: Duration) -> Result<Process, StartError> {
+pub(crate) fn check(process: Process, timeout: Duration) -> Result<Process, StartError> {
     let wrong = |test: &str, reason: String| StartError::SelfTest { test: test.to_owned(), reason };
-    if VECTORS.contains("placeholder") { return Ok(process); }
     let vectors = vectors().map_err(|reason| wrong("reading the tests", reason))?;
+    check_with(process, timeout, vectors)
+}
+
+fn check_with(mut process: Process, timeout: Duration, vectors: Vec<Vector>) -> Result<Process, StartError> {
+    let wrong = |test: &str, reason: String| StartError::SelfTest { test: test.to_owned(), reason };
     for vector in vectors {
         let request = PageRequest {
             node: vector.node,
@@ -64,7 +68,8 @@ fn parse(text: &str) -> Result<Vec<Vector>, String> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        parse_line(line, &mut vectors).ok_or_else(|| format!("line {} of the built-in tests is damaged", number + 1))?;
+        parse_line(line, &mut vectors)
+            .ok_or_else(|| format!("line {} of the built-in tests is damaged", number + 1))?;
     }
     if vectors.is_empty() || vectors.iter().any(|vector| vector.records.is_empty()) {
         return Err("there are no built-in tests".to_owned());
@@ -109,6 +114,7 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::start::RedoOptions;
 
     #[test]
     fn the_built_in_tests_cover_heap_and_btree_and_every_page_is_used() {
@@ -117,6 +123,40 @@ mod tests {
             assert!(vectors.iter().any(|vector| vector.name.contains(part)), "{part}");
         }
         assert!(vectors.iter().all(|vector| vector.page.iter().any(|byte| *byte != 0)));
+    }
+
+    #[test]
+    fn a_server_that_redoes_otherwise_is_refused_and_the_test_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
+        let options = RedoOptions { work_dir: Some(directory.path().join("work")), ..RedoOptions::default() };
+        let recipe = crate::pool::recipe(&options).unwrap();
+
+        let mut altered = vectors().unwrap();
+        altered[1].page[100] ^= 1;
+        let name = altered[1].name.clone();
+        let process = Process::start(&recipe).unwrap();
+        match check_with(process, options.timeout, altered).map(|_| ()) {
+            Err(StartError::SelfTest { test, reason }) => {
+                assert_eq!(test, name);
+                assert!(reason.contains("byte 100"), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+
+        let mut unknown = vectors().unwrap();
+        unknown[0].records[0].1 = with_info(&unknown[0].records[0].1, 9, 0x80);
+        let process = Process::start(&recipe).unwrap();
+        let refused = check_with(process, options.timeout, unknown).map(|_| ());
+        assert!(matches!(refused, Err(StartError::SelfTest { .. })), "{refused:?}");
+    }
+
+    /// The record of another resource manager.
+    fn with_info(record: &[u8], rmgr: u8, info: u8) -> Bytes {
+        let mut record = record.to_vec();
+        (record[16], record[17]) = (info, rmgr);
+        Bytes::from(record)
     }
 
     #[test]

@@ -120,7 +120,8 @@ pub struct ChangeHeader {
 }
 
 const _: () = assert!(size_of::<Header>() <= ARENA);
-const _: () = assert!(size_of::<Item>().is_multiple_of(ALIGN) && size_of::<ChangeHeader>().is_multiple_of(ALIGN));
+const _: () =
+    assert!(size_of::<Item>().is_multiple_of(ALIGN) && size_of::<ChangeHeader>().is_multiple_of(ALIGN));
 const _: () = assert!(size_of::<Item>() == BLCKSZ + 48);
 
 /// A mapped region.
@@ -152,7 +153,9 @@ impl Region {
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        NonNull::new(address.cast()).map(|base| Region { base, length }).ok_or_else(|| io::ErrorKind::Other.into())
+        NonNull::new(address.cast())
+            .map(|base| Region { base, length })
+            .ok_or_else(|| io::ErrorKind::Other.into())
     }
 
     /// Bytes in the region.

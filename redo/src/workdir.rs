@@ -40,7 +40,13 @@ impl Owner {
         let mut found = std::ptr::null_mut();
         // SAFETY: the buffer and both outputs outlive the call.
         unsafe {
-            libc::getpwnam_r(text.as_ptr(), &raw mut entry, buffer.as_mut_ptr(), buffer.len(), &raw mut found);
+            libc::getpwnam_r(
+                text.as_ptr(),
+                &raw mut entry,
+                buffer.as_mut_ptr(),
+                buffer.len(),
+                &raw mut found,
+            );
         }
         if found.is_null() {
             return Err(refused("there is no such user; name one with --owner"));
@@ -118,7 +124,8 @@ impl WorkDir {
     /// An empty directory of the owner's that is removed when it is dropped.
     fn temporary(&self, prefix: &str) -> Result<TempDir, StartError> {
         let mut builder = tempfile::Builder::new();
-        let directory = builder.prefix(prefix).permissions(Permissions::from_mode(0o700)).tempdir_in(&self.path);
+        let directory =
+            builder.prefix(prefix).permissions(Permissions::from_mode(0o700)).tempdir_in(&self.path);
         let directory = directory.map_err(failed("create a directory in", &self.path))?;
         self.owner.take(directory.path()).map_err(failed("give away", directory.path()))?;
         Ok(directory)
@@ -145,8 +152,11 @@ impl WorkDir {
 
     /// The template for this version, made when it is not there. Several may make it at once: the first one's stays.
     fn template(&self, server: &Server) -> Result<PathBuf, StartError> {
-        let version: String =
-            server.version.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '_' }).collect();
+        let version: String = server
+            .version
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '_' })
+            .collect();
         let template = self.path.join(format!("template-{version}"));
         if FILES.iter().all(|name| template.join(name).is_file()) {
             return Ok(template);
@@ -172,7 +182,13 @@ impl WorkDir {
         let program = server.program("initdb");
         let mut command = Command::new(&program);
         self.owner.prepare(&mut command);
-        command.args(["--no-sync", "--no-instructions", "--wal-segsize=1", "--auth=trust", "--username=zenith"]);
+        command.args([
+            "--no-sync",
+            "--no-instructions",
+            "--wal-segsize=1",
+            "--auth=trust",
+            "--username=zenith",
+        ]);
         command.args(["--locale=C", "--encoding=SQL_ASCII", "--pgdata"]).arg(into).current_dir("/");
         let output = command.output().map_err(failed("run", &program))?;
         if output.status.success() {

@@ -65,7 +65,8 @@ fn relation_files(data: &Path) -> Vec<(RelFile, Bytes)> {
 
 /// Runs a script on a new server and records it.
 pub fn record(options: &PgOptions, hint_bits_logged: bool, run: impl FnOnce(&Pg)) -> Recording {
-    let options = options.clone().conf("autovacuum = off").conf("max_wal_size = 4GB").conf("wal_keep_size = 4GB");
+    let options =
+        options.clone().conf("autovacuum = off").conf("max_wal_size = 4GB").conf("wal_keep_size = 4GB");
     let pg = Pg::create(&options);
     let before = relation_files(pg.data());
     let control = std::fs::read(pg.data().join("global/pg_control")).unwrap();
@@ -123,7 +124,10 @@ fn add(histories: &mut BTreeMap<Key, History>, record: &Record) {
             Change::record(record.end, trim::for_block(record, index))
         };
         let whole = Change::record(record.end, record.raw.clone());
-        let what = format!("{} info {:#04x} block reference {} at {}", record.rmgr, record.info, block.id, record.end);
+        let what = format!(
+            "{} info {:#04x} block reference {} at {}",
+            record.rmgr, record.info, block.id, record.end
+        );
         history.steps.push(Step { trimmed, whole, check, what });
     }
     if record.rmgr == RmgrId::HEAP || record.rmgr == RmgrId::HEAP2 {
@@ -141,7 +145,8 @@ fn add(histories: &mut BTreeMap<Key, History>, record: &Record) {
 fn visibility_edits(record: &Record) -> BTreeMap<Key, Edit> {
     let mut pages: BTreeMap<Key, Vec<(u16, u8)>> = BTreeMap::new();
     for clear in heap::parse(record).unwrap().clears {
-        let (page, slot) = (clear.heap_block / HEAP_BLOCKS_PER_MAP_PAGE, clear.heap_block % HEAP_BLOCKS_PER_MAP_PAGE);
+        let (page, slot) =
+            (clear.heap_block / HEAP_BLOCKS_PER_MAP_PAGE, clear.heap_block % HEAP_BLOCKS_PER_MAP_PAGE);
         pages.entry((clear.node, Fork::Vm, page)).or_default().push((slot as u16, clear.bits));
     }
     pages.into_iter().map(|(key, blocks)| (key, Edit::ClearVisibility { blocks })).collect()
@@ -163,7 +168,12 @@ fn truncate(histories: &mut BTreeMap<Key, History>, record: &Record, node: RelNo
         let kept = page + u32::from(rest != 0);
         histories.retain(|(n, fork, block), _| (*n, *fork) != (node, Fork::Vm) || *block < kept);
         if rest != 0 {
-            push_edit(histories, (node, Fork::Vm, page), record, &Edit::TruncateVisibility { first_removed: rest as u16 });
+            push_edit(
+                histories,
+                (node, Fork::Vm, page),
+                record,
+                &Edit::TruncateVisibility { first_removed: rest as u16 },
+            );
         }
     }
 }

@@ -11,7 +11,6 @@
 
 mod magic;
 mod redo;
-mod sandbox;
 mod serve;
 mod smgr;
 
@@ -37,7 +36,8 @@ pub extern "C" fn _PG_init() {
         }
         let name = c"server_version_num";
         let text = pgrx_pg_sys::GetConfigOption(name.as_ptr(), true, false);
-        let version = if text.is_null() { "unknown" } else { CStr::from_ptr(text).to_str().unwrap_or("unknown") };
+        let version =
+            if text.is_null() { "unknown" } else { CStr::from_ptr(text).to_str().unwrap_or("unknown") };
         if version.parse::<u32>().ok().map(|number| number / 10_000) != Some(15) {
             refuse(&format!("server_version_num is {version}: this library is for PostgreSQL 15"));
         }

@@ -1,6 +1,8 @@
 //! What PostgreSQL asks a library before it loads it (`PG_MODULE_MAGIC`, fmgr.h).
 
-use pgrx_pg_sys::{Pg_magic_struct, FLOAT8PASSBYVAL, FUNC_MAX_ARGS, INDEX_MAX_KEYS, NAMEDATALEN, PG_VERSION_NUM};
+use pgrx_pg_sys::{
+    FLOAT8PASSBYVAL, FUNC_MAX_ARGS, INDEX_MAX_KEYS, NAMEDATALEN, PG_VERSION_NUM, Pg_magic_struct,
+};
 
 const fn abi_extra() -> [core::ffi::c_char; 32] {
     let mut out = [0; 32];

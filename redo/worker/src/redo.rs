@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use zenith_pgformat::wal::RmgrId;
 use zenith_pgformat::{BLCKSZ, Lsn, Page};
 use zenith_redo::native::Edit;
+use zenith_redo::page;
 use zenith_redo::shm::{self, ChangeHeader, Item};
 use zenith_redo::stamps::{self, Stamp};
-use zenith_redo::page;
 
 /// `sizeof(XLogRecord)`
 const RECORD_HEADER: usize = 24;
@@ -45,16 +45,18 @@ impl Trouble {
 
 /// Calls functions of `pgrx_pg_sys`, which turn an `ereport(ERROR)` into a panic, and turns that into its text.
 pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
-    std::panic::catch_unwind(AssertUnwindSafe(call)).map_err(|payload| match payload.downcast_ref::<pg::panic::CaughtError>() {
-        Some(
-            pg::panic::CaughtError::PostgresError(report)
-            | pg::panic::CaughtError::ErrorReport(report)
-            | pg::panic::CaughtError::RustPanic { ereport: report, .. },
-        ) => match report.detail() {
-            Some(detail) => format!("{} ({detail})", report.message()),
-            None => report.message().to_owned(),
-        },
-        None => "an unexpected panic".to_owned(),
+    std::panic::catch_unwind(AssertUnwindSafe(call)).map_err(|payload| {
+        match payload.downcast_ref::<pg::panic::CaughtError>() {
+            Some(
+                pg::panic::CaughtError::PostgresError(report)
+                | pg::panic::CaughtError::ErrorReport(report)
+                | pg::panic::CaughtError::RustPanic { ereport: report, .. },
+            ) => match report.detail() {
+                Some(detail) => format!("{} ({detail})", report.message()),
+                None => report.message().to_owned(),
+            },
+            None => "an unexpected panic".to_owned(),
+        }
     })
 }
 
@@ -98,8 +100,13 @@ impl Redo {
         let (reader, memory) = guarded(|| unsafe {
             let reader =
                 pg::XLogReaderAllocate(pg::wal_segment_size, std::ptr::null(), routine, std::ptr::null_mut());
-            let memory =
-                pg::AllocSetContextCreateInternal(pg::TopMemoryContext, c"zenith redo".as_ptr(), 0, 8192, 8 << 20);
+            let memory = pg::AllocSetContextCreateInternal(
+                pg::TopMemoryContext,
+                c"zenith redo".as_ptr(),
+                0,
+                8192,
+                8 << 20,
+            );
             (reader, memory)
         })?;
         if reader.is_null() {
@@ -253,7 +260,9 @@ impl Redo {
             return if info & 0xF0 == 0xA0 {
                 Ok(())
             } else {
-                Err(Trouble::BadRecord(format!("an XLOG record (info {info:#04x}) without an image changes no page")))
+                Err(Trouble::BadRecord(format!(
+                    "an XLOG record (info {info:#04x}) without an image changes no page"
+                )))
             };
         }
         let stamp = Stamp::of(rmgr, info, block_id, self.hint_bits_logged);
@@ -297,7 +306,8 @@ impl Redo {
             (*reader).ReadRecPtr = end.0;
             (*reader).EndRecPtr = end.0;
             (*reader).record = decoded;
-            guarded(|| pg::DecodeXLogRecord(reader, decoded, record, end.0, message_out)).map_err(Trouble::Failed)?
+            guarded(|| pg::DecodeXLogRecord(reader, decoded, record, end.0, message_out))
+                .map_err(Trouble::Failed)?
         };
         if !sound {
             // SAFETY: a text in the reader's buffer.
@@ -314,7 +324,8 @@ impl Redo {
         if changes_pages(rmgr) {
             return Ok(Decoded { block_id, rmgr, info, builds_others });
         }
-        let why = if rmgr.is_custom() { "the extension that owns it is not loaded" } else { "it changes no pages" };
+        let why =
+            if rmgr.is_custom() { "the extension that owns it is not loaded" } else { "it changes no pages" };
         Err(Trouble::BadRecord(format!("resource manager {rmgr} cannot be redone for a page: {why}")))
     }
 
@@ -335,7 +346,8 @@ impl Redo {
             if block.forknum >= FORKS || block.blkno >= smgr::BLOCKS || block.has_image && hole > BLCKSZ {
                 return Err(Trouble::BadRecord(format!("its block reference {id} is damaged")));
             }
-            let node = (block.rnode.spcNode.to_u32(), block.rnode.dbNode.to_u32(), block.rnode.relNode.to_u32());
+            let node =
+                (block.rnode.spcNode.to_u32(), block.rnode.dbNode.to_u32(), block.rnode.relNode.to_u32());
             if self.target == (Block { node, fork: block.forknum, block: block.blkno }) {
                 found = Some(id);
             } else {
@@ -352,7 +364,8 @@ impl Redo {
         self.forget_buffers();
         let (reader, place) = (self.reader, self.page.cast());
         // SAFETY: PostgreSQL's own function on its decoded record, into a page.
-        let restored = guarded(|| unsafe { pg::RestoreBlockImage(reader, block_id, place) }).map_err(Trouble::Failed)?;
+        let restored =
+            guarded(|| unsafe { pg::RestoreBlockImage(reader, block_id, place) }).map_err(Trouble::Failed)?;
         if !restored {
             // SAFETY: a text in the reader's buffer.
             let text = unsafe { std::ffi::CStr::from_ptr((*reader).errormsg_buf) };
@@ -367,7 +380,8 @@ impl Redo {
     /// Calls the resource manager's redo function.
     fn redo(&mut self, rmgr: RmgrId) -> Result<(), Trouble> {
         // SAFETY: RmgrTable has an entry for every number; the server exports it without a length.
-        let function = unsafe { (*(&raw const pg::RmgrTable).cast::<pg::RmgrData>().add(rmgr.0.into())).rm_redo };
+        let function =
+            unsafe { (*(&raw const pg::RmgrTable).cast::<pg::RmgrData>().add(rmgr.0.into())).rm_redo };
         let Some(function) = function else {
             return Err(Trouble::BadRecord(format!("this server has no redo for resource manager {rmgr}")));
         };

@@ -1,10 +1,11 @@
 //! From a half-started server to a process that answers batches.
 
 use crate::redo::Redo;
-use crate::{refuse, sandbox};
+use crate::refuse;
 use pgrx_pg_sys as pg;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
+use zenith_redo::sandbox;
 use zenith_redo::shm::{self, ARENA, LAYOUT, MAGIC, READY, REGION_FD, Region};
 
 /// PostgreSQL calls this at the end of `CreateSharedMemoryAndSemaphores`. Never returns.
@@ -95,7 +96,8 @@ unsafe fn remove_shared_memory_segment() {
 unsafe fn default_signals() {
     // SAFETY: plain system calls.
     unsafe {
-        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGALRM, libc::SIGUSR1] {
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGALRM, libc::SIGUSR1]
+        {
             libc::signal(signal, libc::SIG_DFL);
         }
         let mut none = std::mem::zeroed::<libc::sigset_t>();

@@ -246,7 +246,10 @@ fn find_table() -> Result<*const *const c_void, String> {
         // SAFETY: a look-up by name.
         *address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
         if address.is_null() {
-            return Err(format!("this server does not export {}: it is not a stock PostgreSQL 15", name.to_string_lossy()));
+            return Err(format!(
+                "this server does not export {}: it is not a stock PostgreSQL 15",
+                name.to_string_lossy()
+            ));
         }
     }
     let mut range = (0_usize, 0_usize);
@@ -256,14 +259,21 @@ fn find_table() -> Result<*const *const c_void, String> {
     let first = start.next_multiple_of(align_of::<*const c_void>()) as *const *const c_void;
     let count = end.saturating_sub(first as usize) / size_of::<*const c_void>();
     if start == 0 || count < wanted.len() {
-        return Err("this server's executable has no RELRO segment: its storage manager cannot be found".to_owned());
+        return Err(
+            "this server's executable has no RELRO segment: its storage manager cannot be found".to_owned()
+        );
     }
     // SAFETY: the segment is mapped and readable for as long as the executable is.
     let words = unsafe { std::slice::from_raw_parts(first, count) };
     let mut places = words.windows(wanted.len()).filter(|window| *window == wanted);
     match (places.next(), places.next()) {
         (Some(table), None) => Ok(table.as_ptr()),
-        (None, _) => Err("this server's storage manager table was not found: it is not a stock PostgreSQL 15".to_owned()),
-        (Some(_), Some(_)) => Err("this server has more than one storage manager table: not a stock PostgreSQL 15".to_owned()),
+        (None, _) => {
+            Err("this server's storage manager table was not found: it is not a stock PostgreSQL 15"
+                .to_owned())
+        }
+        (Some(_), Some(_)) => {
+            Err("this server has more than one storage manager table: not a stock PostgreSQL 15".to_owned())
+        }
     }
 }
