@@ -214,7 +214,7 @@ impl<S: Sink> Slicer<S> {
     /// Slices what there is, commits it, and says what it did.
     pub async fn run_once(&mut self) -> Result<SliceReport, IngestError> {
         self.report = empty_report(self.position, self.tli);
-        let stopped = self.advance().await?;
+        let stopped = self.advance_or_save().await?;
         self.commit().await?;
         let stopped = self.after_gap(stopped).await?;
         Ok(self.finish_report(stopped))
@@ -239,7 +239,7 @@ impl<S: Sink> Slicer<S> {
     ) -> Result<Stopped, IngestError> {
         self.report = empty_report(self.position, self.tli);
         loop {
-            let mut stopped = self.advance().await?;
+            let mut stopped = self.advance_or_save().await?;
             if self.arena.is_empty() && self.position == self.committed {
                 stopped = self.after_gap(stopped).await?;
             }
@@ -265,6 +265,15 @@ impl<S: Sink> Slicer<S> {
     /// End of the last sliced record.
     pub fn position(&self) -> Lsn {
         self.position
+    }
+
+    /// As [`Slicer::advance`]; what came before damaged WAL is committed first, for it can be read.
+    async fn advance_or_save(&mut self) -> Result<Stopped, IngestError> {
+        let result = self.advance().await;
+        if let Err(IngestError::Wal(_)) = &result {
+            self.commit().await?;
+        }
+        result
     }
 
     /// Reads and interprets until there is no more; commits whenever the arena is full.
