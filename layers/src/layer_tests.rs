@@ -27,12 +27,14 @@ fn delta() -> WriterOptions {
 
 /// Bytes that neither repeat nor compress to nothing.
 fn noise(seed: u32, length: usize) -> Bytes {
-    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
-    let next = |state: &mut u32| {
-        *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (*state >> 24) as u8 & 0x3F
-    };
-    (0..length).map(|_| next(&mut state)).collect()
+    let mut state = u64::from(seed) << 8 | 1;
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        bytes.extend_from_slice(&((state >> 2) & 0x3F3F_3F3F_3F3F_3F3F).to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes.into()
 }
 
 fn page_row(block: u32) -> Row {

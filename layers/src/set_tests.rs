@@ -228,7 +228,7 @@ fn caches() -> impl Strategy<Value = CacheOptions> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(120))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
     #[test]
     fn histories_and_versions_are_those_of_the_model(
         family in any_family(),
