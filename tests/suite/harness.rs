@@ -9,7 +9,7 @@ use zenith_testkit::minio::{Bucket, Minio};
 use zenith_testkit::pg::{self, Pg, PgOptions, StopMode};
 
 /// Which store a test runs on.
-pub enum TestStore {
+pub(crate) enum TestStore {
     /// A folder.
     Folder(TempDir),
     /// A bucket of its own in a real MinIO.
@@ -18,18 +18,18 @@ pub enum TestStore {
 
 impl TestStore {
     /// An empty folder.
-    pub fn folder() -> TestStore {
+    pub(crate) fn folder() -> TestStore {
         TestStore::Folder(pg::server_dir())
     }
 
     /// An empty bucket.
-    pub fn minio() -> TestStore {
+    pub(crate) fn minio() -> TestStore {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         TestStore::Minio(runtime.block_on(Minio::shared().bucket()))
     }
 
     /// What a command or a server's environment needs to reach it.
-    pub fn env(&self) -> Vec<(String, String)> {
+    pub(crate) fn env(&self) -> Vec<(String, String)> {
         match self {
             TestStore::Folder(dir) => {
                 vec![("ZENITH_STORE".to_owned(), format!("file://{}/store", dir.path().display()))]
@@ -44,7 +44,7 @@ impl TestStore {
 }
 
 /// Where cargo put the commands: beside this test's own directory.
-pub fn zenith_bin(name: &str) -> PathBuf {
+pub(crate) fn zenith_bin(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("own path");
     let target = test.parent().and_then(Path::parent).expect("target directory");
     let path = target.join(name);
@@ -53,17 +53,17 @@ pub fn zenith_bin(name: &str) -> PathBuf {
 }
 
 /// A primary, its store, and the plain archive for the oracle.
-pub struct Chain {
+pub(crate) struct Chain {
     /// The store.
-    pub store: TestStore,
+    pub(crate) store: TestStore,
     /// The primary.
-    pub primary: Pg,
+    pub(crate) primary: Pg,
     plain: TempDir,
 }
 
 impl Chain {
     /// A running primary that archives to an empty store.
-    pub fn start(store: TestStore, options: PgOptions) -> Chain {
+    pub(crate) fn start(store: TestStore, options: PgOptions) -> Chain {
         let plain = pg::server_dir();
         let push = zenith_bin("zenith_push");
         let archive_command = format!("{} wal %p && cp %p {}/%f", push.display(), plain.path().display());
@@ -79,7 +79,7 @@ impl Chain {
     }
 
     /// One of Zenith's commands, as the server's user.
-    pub fn zenith(&self, program: &str, arguments: &[&str]) -> Command {
+    pub(crate) fn zenith(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = pg::command(zenith_bin(program));
         command.args(arguments).envs(self.store.env()).env("RUST_BACKTRACE", "1");
         command.env("PGHOST", self.primary.socket()).env("PGUSER", "postgres");
@@ -87,12 +87,14 @@ impl Chain {
     }
 
     /// Runs a command that must succeed.
-    pub fn run(&self, program: &str, arguments: &[&str]) -> String {
-        pg::run(&mut self.zenith(program, arguments))
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> String {
+        let output = pg::run(&mut self.zenith(program, arguments));
+        println!("{program} {arguments:?}\n{output}");
+        output
     }
 
     /// Runs a command that must fail with exit code 1; its standard error.
-    pub fn refuse(&self, program: &str, arguments: &[&str]) -> String {
+    pub(crate) fn refuse(&self, program: &str, arguments: &[&str]) -> String {
         let Output { status, stderr, .. } = self.zenith(program, arguments).output().expect("it starts");
         let stderr = String::from_utf8_lossy(&stderr).into_owned();
         assert_eq!(status.code(), Some(1), "{program} {arguments:?}: {stderr}");
@@ -100,7 +102,7 @@ impl Chain {
     }
 
     /// Archives everything written so far.
-    pub fn archive(&self) {
+    pub(crate) fn archive(&self) {
         let primary = &self.primary;
         let end = primary.sql("SELECT pg_walfile_name(pg_switch_wal())");
         primary
@@ -108,7 +110,7 @@ impl Chain {
     }
 
     /// Restores with Zenith into a new directory of its own.
-    pub fn restore(&self, target: &[&str]) -> Pg {
+    pub(crate) fn restore(&self, target: &[&str]) -> Pg {
         let home = pg::server_dir();
         let data = home.path().join("data");
         let data_argument = data.display().to_string();
@@ -119,7 +121,7 @@ impl Chain {
     }
 
     /// A plain copy of the primary for the oracle.
-    pub fn base_backup(&self) -> TempDir {
+    pub(crate) fn base_backup(&self) -> TempDir {
         let home = pg::server_dir();
         pg::run(
             self.primary
@@ -131,7 +133,7 @@ impl Chain {
     }
 
     /// PostgreSQL's own recovery of a plain copy to a target, promoted and stopped.
-    pub fn recover(&self, backup: &TempDir, target: &[&str]) -> Pg {
+    pub(crate) fn recover(&self, backup: &TempDir, target: &[&str]) -> Pg {
         let home = pg::server_dir();
         let data = home.path().join("data");
         pg::run(pg::command("cp").arg("-a").arg(backup.path().join("data")).arg(&data));
@@ -148,11 +150,12 @@ impl Chain {
         lines.extend_from_slice(target);
         oracle.configure(&lines);
         oracle.start();
+        oracle.wait_until_it_answers();
         oracle
     }
 
     /// Every page of two stopped servers, masked.
-    pub fn compare(ours: &Pg, theirs: &Pg) -> Compared {
+    pub(crate) fn compare(ours: &Pg, theirs: &Pg) -> Compared {
         match compare_directories(ours.data(), theirs.data()) {
             Ok(compared) => compared,
             Err(differences) => panic!("{} differences:\n{}", differences.len(), differences.join("\n")),
@@ -161,7 +164,7 @@ impl Chain {
 }
 
 /// `pg_dumpall` of a running server without what two right recoveries may differ in.
-pub fn dump(server: &Pg) -> String {
+pub(crate) fn dump(server: &Pg) -> String {
     let text =
         pg::run(server.client("pg_dumpall").args(["--no-unlogged-table-data", "-d", "dbname=postgres"]));
     text.lines()
@@ -172,7 +175,7 @@ pub fn dump(server: &Pg) -> String {
 }
 
 /// What stock tools say of a restored directory: they must accept it, stopped and running, and after a crash.
-pub fn stock_tools_accept(restored: &Pg, databases: &[&str], checksums: bool) {
+pub(crate) fn stock_tools_accept(restored: &Pg, databases: &[&str], checksums: bool) {
     pg::run(pg::command(pg::bin_dir().join("pg_controldata")).arg(restored.data()));
     if checksums {
         pg::run(pg::command(pg::bin_dir().join("pg_checksums")).args(["--check", "-D"]).arg(restored.data()));

@@ -109,7 +109,7 @@ fn a_base_image_under_load_restores_page_by_page_as_postgresql_recovers() {
     for index in 0..3 {
         primary.wait_for(&format!("(SELECT count(*) FROM pgbench_history) > {}", (index + 1) * 200));
         let name = format!("under load {index}");
-        primary.sql(&format!("SELECT pg_create_restore_point('{name}')"));
+        println!("{name}: {}", primary.sql(&format!("SELECT pg_create_restore_point('{name}')")));
         names.push(name);
     }
     load.kill().expect("pgbench runs");

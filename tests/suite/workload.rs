@@ -3,10 +3,10 @@
 use zenith_testkit::pg::Pg;
 
 /// Databases that the workload leaves.
-pub const DATABASES: [&str; 3] = ["postgres", "second", "copied"];
+pub(crate) const DATABASES: [&str; 3] = ["postgres", "second", "copied"];
 
 /// Makes tables with an index of every access method.
-pub fn create(primary: &Pg) {
+pub(crate) fn create(primary: &Pg) {
     primary.script(
         "postgres",
         "CREATE EXTENSION IF NOT EXISTS btree_gin;
@@ -34,7 +34,7 @@ pub fn create(primary: &Pg) {
 }
 
 /// One round; rounds differ by `step`.
-pub fn round(primary: &Pg, step: u32) {
+pub(crate) fn round(primary: &Pg, step: u32) {
     primary.script(
         "postgres",
         &format!(

@@ -226,12 +226,13 @@ pub fn compare_directories(ours: &Path, theirs: &Path) -> Result<Compared, Vec<S
         for (block, start) in (0..length).step_by(PAGE).enumerate() {
             let zeros = [0; PAGE];
             let page = |bytes: &[u8]| bytes.get(start..start + PAGE).unwrap_or(&zeros).to_vec();
+            let (ours, theirs) = (page(a), page(b));
             compared.pages += 1;
-            if let Some(at) = first_difference(&page(a), &page(b)) {
+            if let Some(at) = first_difference(&ours, &theirs) {
+                let (header, other) = (&ours[..HEADER], &theirs[..HEADER]);
+                let lengths = format!("lengths {} and {}", a.len(), b.len());
                 differences.push(format!(
-                    "{name} block {block}: byte {at} differs (lengths {} and {})",
-                    a.len(),
-                    b.len()
+                    "{name} block {block}: byte {at} differs ({lengths}, headers {header:02X?} and {other:02X?})"
                 ));
             }
         }

@@ -241,6 +241,13 @@ impl Pg {
         std::fs::read_to_string(self.home.path().join("server.log")).unwrap_or_default()
     }
 
+    /// Waits until the server takes connections: `pg_ctl` returns earlier while it recovers without hot standby.
+    pub fn wait_until_it_answers(&self) {
+        let answers = || self.client("pg_isready").arg("-q").status().expect("pg_isready exists").success();
+        // Each look is a process of its own, some milliseconds; a minute is more than any recovery here takes.
+        assert!((0..20_000).any(|_| answers()), "the server does not answer:\n{}", self.log());
+    }
+
     /// Waits until a condition in SQL holds; panics after a minute.
     pub fn wait_for(&self, condition: &str) {
         let script = format!(
