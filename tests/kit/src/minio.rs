@@ -164,7 +164,9 @@ fn start_process(program: &Path, secret_key: &str) -> (String, ChildStdin) {
         let address = free.local_addr().expect("its number").to_string();
         drop(free);
         let data = tempfile::tempdir().expect("a directory").keep();
-        let mut server = Command::new(program)
+        let mut server = Command::new("sh")
+            .args(["-c", "exec \"$@\" 2>&1", "sh"])
+            .arg(program)
             .args(["server", "--address", &address])
             .arg(&data)
             .env("MINIO_ROOT_USER", ACCESS_KEY)
@@ -184,17 +186,21 @@ fn start_process(program: &Path, secret_key: &str) -> (String, ChildStdin) {
     panic!("MinIO does not start:\n{output}");
 }
 
-/// Reads what the server prints until it answers, or ends; what comes later is thrown away.
+/// Reads what the server prints until it answers; `false` if it ends or takes too long. What comes later is thrown
+/// away.
 fn answers(server: &mut Child, output: &mut String) -> bool {
-    let mut lines = BufReader::new(server.stdout.take().expect("its output"));
+    let lines = BufReader::new(server.stdout.take().expect("its output")).lines();
+    let (sender, printed) = std::sync::mpsc::channel();
+    std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(sender.send(line))));
     output.clear();
-    while !output.contains(READY) {
-        if lines.read_line(output).unwrap_or(0) == 0 {
-            return false;
+    while let Ok(line) = printed.recv_timeout(START_TIMEOUT) {
+        output.push_str(&line);
+        output.push('\n');
+        if line.contains(READY) {
+            return true;
         }
     }
-    std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-    true
+    false
 }
 
 #[cfg(test)]
