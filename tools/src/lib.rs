@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod cli;
 pub mod push;
+pub mod replay;
 pub mod restore;
 pub mod restore_command;
 pub mod restore_wal;

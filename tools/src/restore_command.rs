@@ -2,6 +2,7 @@
 
 use crate::cli::options::SOURCES;
 use crate::cli::{Session, Settings, StoreOptions, exit, output, progress, reading, time, units};
+use crate::replay::{self, ReplayOptions, ReplayReport};
 use crate::restore::config::{Host, ThisHost};
 use crate::restore::layout::Owner;
 use crate::restore::snapshot::SnapshotSource;
@@ -38,6 +39,7 @@ Examples:
   zenith_restore -D data --time '2026-11-22 14:02:59+01'
   zenith_restore -D data --lsn 0/3000148 -T /srv/ts1=/restore/ts1
   zenith_restore -D data --name before_upgrade --as test2
+  zenith_restore -D data --time '2026-11-22 14:02:59+01' --replay
   restore_command = 'zenith_restore wal --store file:///srv/zenith %f \"%p\"'
 
 Every page is written as it was at the target, so that the server starts with pg_ctl start and replays nothing. The
@@ -95,6 +97,9 @@ pub struct RestoreArgs {
     /// Make a timeline of that name, a child of the one restored, for the new server to archive to
     #[arg(long = "as", value_name = "NAME")]
     pub as_name: Option<String>,
+    /// Write the base image for PostgreSQL's own recovery, which replays the WAL by restore_command
+    #[arg(long, conflicts_with = "as_name")]
+    pub replay: bool,
     /// Run as root: the user that the files are for
     #[arg(long, value_name = "USER", default_value = "postgres")]
     pub owner: String,
@@ -140,6 +145,16 @@ fn run(store: &StoreOptions, args: &RestoreArgs) -> anyhow::Result<()> {
     let settings = store.resolve()?;
     let env = Env::system();
     let runtime = exit::runtime(std::thread::available_parallelism().map_or(2, std::num::NonZero::get))?;
+    if args.replay {
+        let replayed = runtime.block_on(replay(&env, &settings, args));
+        runtime.shutdown_background();
+        let (directory, report) = replayed?;
+        return if settings.json {
+            output::json(&report)
+        } else {
+            output::line(describe_replay(&directory, &report).trim_end())
+        };
+    }
     let restored = runtime.block_on(restore(&env, &settings, args));
     runtime.shutdown_background();
     let restored = restored?;
@@ -163,8 +178,7 @@ pub struct Restored {
 pub async fn restore(env: &Env, settings: &Settings, args: &RestoreArgs) -> anyhow::Result<Restored> {
     let started = env.clock.elapsed();
     let directory = args.directory.clone().context("-D is missing")?;
-    let mappings = args.tablespace_mapping.iter().map(|text| TablespaceMapping::parse(text));
-    let tablespaces = mappings.collect::<Result<Vec<_>, _>>().map_err(|e| exit::Usage(e.to_string()))?;
+    let tablespaces = mappings(args)?;
     must_be_empty(&directory)?;
     let session = Session::open(env, settings, false)?;
     let child = match &args.as_name {
@@ -222,6 +236,82 @@ pub async fn restore(env: &Env, settings: &Settings, args: &RestoreArgs) -> anyh
     Ok(Restored { directory, resolved, report, timeline: child, seconds })
 }
 
+/// Finds the target and writes the newest base image before it, with recovery set up to end there.
+pub async fn replay(
+    env: &Env,
+    settings: &Settings,
+    args: &RestoreArgs,
+) -> anyhow::Result<(PathBuf, ReplayReport)> {
+    let directory = args.directory.clone().context("-D is missing")?;
+    let tablespaces = mappings(args)?;
+    must_be_empty(&directory)?;
+    let session = Session::open(env, settings, false)?;
+    let mut timeline = reading::open(&session, settings).await?;
+    reading::slice_what_is_not(&mut timeline, None).await?;
+    let target = target(args);
+    let resolved = timeline.resolve(&target).await?;
+    output::say(&describe_target(&resolved));
+    let (home, base) = replay::base_for(&timeline, resolved.lsn)?;
+    let recovery_target = match target {
+        Target::Latest => Vec::new(),
+        // Inclusive: the first record that starts at or after it is the last one that is replayed.
+        _ => vec![
+            ("recovery_target_lsn", resolved.last_record.start.to_string()),
+            ("recovery_target_inclusive", "on".to_owned()),
+            ("recovery_target_timeline", resolved.tli.to_string()),
+        ],
+    };
+    let options = ReplayOptions {
+        target: directory.clone(),
+        tablespaces,
+        owner: Owner::for_process(&args.owner)?,
+        host: Arc::new(ThisHost::new(crate::cli::postgres::library_directory())) as Arc<dyn Host>,
+        restore_command: command_line("zenith_restore", settings, timeline.id(), "%f \"%p\"")?,
+        recovery_target,
+    };
+    let bar = progress::bytes("writing the base image", 0);
+    let shown = |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    let objects = Arc::clone(&session.store.objects);
+    let written = tokio::select! {
+        written = replay::write_base_image(objects, &home, &base, &options, &shown) => written,
+        signal = exit::interrupted() => Err(anyhow::anyhow!("ended by {signal}: what was written is removed")),
+    };
+    bar.finish_and_clear();
+    Ok((directory, written?))
+}
+
+fn describe_replay(directory: &Path, report: &ReplayReport) -> String {
+    let mut text = format!(
+        "{} holds base image {}: {} in {} forks; recovery begins at {} on TLI {} and is consistent at {}\n",
+        directory.display(),
+        report.base,
+        units::size(report.bytes),
+        report.forks,
+        report.redo,
+        report.tli,
+        report.end,
+    );
+    for (name, value) in &report.recovery {
+        text.push_str(&format!("  {name} = {value}\n"));
+    }
+    for change in &report.changes {
+        text.push_str(&format!("  {change}\n"));
+    }
+    text.push_str(&format!(
+        "start it, and PostgreSQL recovers it: pg_ctl start -D {}\n",
+        directory.display()
+    ));
+    text
+}
+
+fn mappings(args: &RestoreArgs) -> anyhow::Result<Vec<TablespaceMapping>> {
+    let mappings = args.tablespace_mapping.iter().map(|text| TablespaceMapping::parse(text));
+    Ok(mappings.collect::<Result<Vec<_>, _>>().map_err(|error| exit::Usage(error.to_string()))?)
+}
+
 fn target(args: &RestoreArgs) -> Target {
     match args {
         RestoreArgs { lsn: Some(lsn), .. } => Target::Lsn(*lsn),
@@ -276,11 +366,21 @@ async fn create_child(
 
 /// The `archive_command` of the new server. It names the timeline by its id: a name may be given up and taken again.
 fn archive_command(settings: &Settings, id: TimelineId) -> anyhow::Result<String> {
-    let program = std::env::current_exe().context("finding zenith_push")?.with_file_name("zenith_push");
-    let program = if program.is_file() { program.display().to_string() } else { "zenith_push".to_owned() };
+    command_line("zenith_push", settings, id, "\"%p\"")
+}
+
+/// One of our programs' `wal` commands with the same store as now, for PostgreSQL's configuration.
+fn command_line(program: &str, settings: &Settings, id: TimelineId, files: &str) -> anyhow::Result<String> {
+    let beside =
+        std::env::current_exe().with_context(|| format!("finding {program}"))?.with_file_name(program);
+    let program = if beside.is_file() { beside.display().to_string() } else { program.to_owned() };
     let quote = |text: &str| format!("'{}'", text.replace('\'', "'\\''")).replace('%', "%%");
+    let config = match &settings.config {
+        Some(config) => format!(" --config {}", quote(&std::path::absolute(config)?.display().to_string())),
+        None => String::new(),
+    };
     Ok(format!(
-        "{} wal --store {} --cluster {} --timeline-id {id} \"%p\"",
+        "{} wal{config} --store {} --cluster {} --timeline-id {id} {files}",
         quote(&program),
         quote(&settings.store),
         quote(&settings.cluster)

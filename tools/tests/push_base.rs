@@ -265,7 +265,7 @@ fn a_server_of_another_version_is_refused_by_its_number() {
             socket.write_all(b"N").expect("answered");
         }
         let mut answer = b"R\0\0\0\x08\0\0\0\0".to_vec();
-        let parameter = b"server_version\014.11\0";
+        let parameter = b"server_version\x0014.11\0";
         answer.push(b'S');
         answer.extend((parameter.len() as u32 + 4).to_be_bytes());
         answer.extend(parameter);

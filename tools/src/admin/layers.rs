@@ -156,8 +156,16 @@ impl Layer {
     }
 }
 
+/// Event layers have no keys.
+fn entry_without_keys(bytes: &KeyBytes) -> bool {
+    bytes.0.iter().all(|byte| *byte == 0)
+}
+
 /// A key for people; bytes that this version does not know as they are.
 fn key(bytes: &KeyBytes) -> String {
+    if entry_without_keys(bytes) {
+        return String::new();
+    }
     match Key::from_bytes(bytes) {
         Some(key) => key.to_string(),
         None => super::hex::plain(&bytes.0),

@@ -110,7 +110,7 @@ mod tests {
         std::fs::write(&keys, "aws_access_key_id = 'a'").expect("written");
         let path = folder.path().join("zenith.toml");
         std::fs::write(&path, format!("credentials_file = {keys:?}")).expect("written");
-        let file = read(Some(&path)).ok().expect("valid");
+        let file = read(Some(&path)).expect("valid");
         assert_eq!(file.credentials.get("aws_access_key_id").map(String::as_str), Some("a"));
     }
 }

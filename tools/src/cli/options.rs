@@ -79,6 +79,8 @@ pub struct Settings {
     pub cluster_given: bool,
     /// The timeline was named, and not left to its default.
     pub timeline_given: bool,
+    /// The configuration file, if it was named.
+    pub config: Option<PathBuf>,
     /// Results are wanted as JSON.
     pub json: bool,
 }
@@ -125,6 +127,7 @@ impl StoreOptions {
             cluster: cluster.unwrap_or_else(|| "main".to_owned()),
             timeline: named.unwrap_or_else(|| TimelineChoice::Name("main".to_owned())),
             credentials: file.credentials,
+            config: self.config.clone().filter(|path| !path.as_os_str().is_empty()),
             json: self.json,
         })
     }

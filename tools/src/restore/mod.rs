@@ -13,7 +13,7 @@ pub mod tablespaces;
 mod control;
 mod relations;
 mod slru;
-mod small_files;
+pub(crate) mod small_files;
 mod timeline;
 mod wal_segment;
 

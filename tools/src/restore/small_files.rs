@@ -146,7 +146,7 @@ pub(crate) async fn write_origins(source: &dyn Source, target: &Target) -> Resul
 }
 
 /// `pg_logical/replorigin_checkpoint` (`CheckPointReplicationOrigin`): magic, (origin, padding, LSN) each, CRC-32C.
-fn origin_checkpoint(origins: &[(u16, Lsn)]) -> Vec<u8> {
+pub(crate) fn origin_checkpoint(origins: &[(u16, Lsn)]) -> Vec<u8> {
     let mut bytes = ORIGIN_MAGIC.to_le_bytes().to_vec();
     for (origin, remote) in origins {
         bytes.extend(origin.to_le_bytes());

@@ -357,7 +357,8 @@ pub(super) fn follow_along(
         Some(history) => history.tli_of(Lsn(size.start_of(segment + 1).0.saturating_sub(1))).max(tli),
         None => tli,
     };
-    let mut followed = Followed::default();
+    // What is sliced was archived.
+    let mut followed = Followed { archived: Some(Position { tli, lsn, time: None }), ..Followed::default() };
     let mut next = size.segment_of(lsn);
     while let Some(stored) = wal.segments.get(&(tli_of(next), next)) {
         followed.present.push((next, *stored));
@@ -406,6 +407,12 @@ mod tests {
         let followed = follow_along(&wal, None, 1, at(3), WalSegSize::DEFAULT);
         assert_eq!(followed.archived, Some(Position { tli: 1, lsn: at(5), time: None }));
         assert_eq!(followed.missing, None);
+    }
+
+    #[test]
+    fn an_archive_that_is_sliced_to_its_end_ends_there() {
+        let followed = follow_along(&wal(&[(1, 2)]), None, 1, at(3), WalSegSize::DEFAULT);
+        assert_eq!(followed.archived, Some(Position { tli: 1, lsn: at(3), time: None }));
     }
 
     #[test]

@@ -42,7 +42,7 @@ const EXCLUDED: [&str; 7] = [
 pub struct TablespaceLink {
     /// Its number: the link's name.
     pub oid: Oid,
-    /// Where the link points.
+    /// Where the link points; empty for one inside the data directory.
     pub location: String,
 }
 
@@ -242,7 +242,7 @@ fn tablespaces(root: &Path) -> anyhow::Result<Vec<TablespaceLink>> {
         // A tablespace of allow_in_place_tablespaces is a directory, not a link.
         let location = match fs::read_link(&link) {
             Ok(target) => target,
-            Err(_) if link.is_dir() => PathBuf::from(format!("pg_tblspc/{name}")),
+            Err(_) if link.is_dir() => PathBuf::new(),
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", link.display())),
         };
         let location = location

@@ -196,7 +196,7 @@ impl Feed {
             EntryKind::Directory => {
                 // A tablespace made with allow_in_place_tablespaces comes with the data directory.
                 if let Some(oid) = path.strip_prefix("pg_tblspc/").and_then(|oid| oid.parse::<Oid>().ok()) {
-                    self.builder.add_tablespace(oid, &path);
+                    self.builder.add_tablespace(oid, "");
                 }
                 return Ok(());
             }
