@@ -1,4 +1,5 @@
 //! What one bad page costs: one page.
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
 
 mod common;
 

@@ -1,14 +1,51 @@
 //! Every page of a real server, built from its WAL, is the page that the server has.
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
 
 mod common;
 
 use common::{Recording, WORKLOAD, name, pool, record};
-use std::collections::BTreeMap;
-use zenith_pgformat::wal::image;
+use std::collections::{BTreeMap, BTreeSet};
+use zenith_pgformat::wal::{RmgrId, image};
 use zenith_pgformat::{BLCKSZ, Fork, Lsn, Page};
 use zenith_redo::{PageRequest, RedoPool, page};
 use zenith_testkit::mask::first_difference;
 use zenith_testkit::pg::PgOptions;
+
+/// References that redo treats in a way of their own, by resource manager, type and number: the workload must make them.
+const REQUIRED: [(RmgrId, u8, u8); 22] = [
+    (RmgrId::HEAP, 0x50, 0),   // CONFIRM
+    (RmgrId::HEAP, 0xA0, 1),   // UPDATE to a new page, the old one's reference
+    (RmgrId::HEAP2, 0x40, 0),  // VISIBLE, the map's
+    (RmgrId::HEAP2, 0x40, 1),  // VISIBLE, the heap's
+    (RmgrId::HEAP2, 0x60, 0),  // LOCK_UPDATED
+    (RmgrId::HASH, 0x40, 0),   // SPLIT_ALLOCATE_PAGE, the old bucket's
+    (RmgrId::HASH, 0x60, 1),   // SPLIT_COMPLETE
+    (RmgrId::HASH, 0x70, 0),   // MOVE_PAGE_CONTENTS, a bucket only locked
+    (RmgrId::HASH, 0x80, 0),   // SQUEEZE_PAGE, likewise
+    (RmgrId::HASH, 0x90, 0),   // DELETE, likewise
+    (RmgrId::HASH, 0xC0, 0),   // VACUUM_ONE_PAGE
+    (RmgrId::GIST, 0x00, 1),   // PAGE_UPDATE, the left child's
+    (RmgrId::GIST, 0x10, 0),   // DELETE
+    (RmgrId::GIST, 0x30, 0),   // PAGE_SPLIT, the left child's
+    (RmgrId::GIST, 0x60, 1),   // PAGE_DELETE
+    (RmgrId::GIN, 0x30, 3),    // SPLIT, the child's
+    (RmgrId::GIN, 0x50, 2),    // DELETE_PAGE
+    (RmgrId::BTREE, 0x20, 0),  // INSERT_META
+    (RmgrId::BTREE, 0x90, 2),  // UNLINK_PAGE_META
+    (RmgrId::SPGIST, 0x30, 2), // ADD_NODE that moves the tuple to another page
+    (RmgrId::SPGIST, 0x40, 0), // SPLIT_TUPLE
+    (RmgrId::GENERIC, 0x00, 0),
+];
+
+/// The references of a recording that need an older page.
+fn kinds(recording: &Recording) -> BTreeSet<(RmgrId, u8, u8)> {
+    let mut kinds = BTreeSet::new();
+    for record in &recording.records {
+        let old = record.blocks.iter().filter(|block| !block.starts_history() && block.fork != Fork::Fsm);
+        kinds.extend(old.map(|block| (record.rmgr, record.info & 0xF0, block.id)));
+    }
+    kinds
+}
 
 /// Builds every block that the server has at the end, from its first base page, in one request each.
 fn build(recording: &Recording, pool: &RedoPool, trimmed: bool) -> BTreeMap<String, Box<Page>> {
@@ -127,6 +164,9 @@ fn check_every_step(recording: &Recording, pool: &RedoPool) -> usize {
 #[test]
 fn every_page_of_every_access_method_equals_the_servers_own() {
     let recording = record(&PgOptions::default(), false, |pg| drop(pg.script("postgres", WORKLOAD)));
+    let seen = kinds(&recording);
+    let missing: Vec<_> = REQUIRED.iter().filter(|kind| !seen.contains(*kind)).collect();
+    assert!(missing.is_empty(), "the workload does not make {missing:x?}");
     let (pool, _directory) = pool(2);
     check_against_files(&recording, &pool);
 }

@@ -1,4 +1,5 @@
 //! Writes `src/selftest.txt`: `cargo test -p zenith-redo --test self_test_vectors -- --ignored`, then read the difference.
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
 
 mod common;
 

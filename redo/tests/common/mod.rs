@@ -15,7 +15,7 @@ use zenith_redo::native::{Edit, HEAP_BLOCKS_PER_MAP_PAGE};
 use zenith_redo::{BlockName, Change, PageRequest, RedoOptions, RedoPool};
 use zenith_testkit::pg::{Pg, PgOptions, StopMode};
 
-pub const WORKLOAD: &str = include_str!("workload.sql");
+pub const WORKLOAD: &str = concat!(include_str!("workload.sql"), include_str!("deep.sql"));
 
 /// One change of one block.
 #[derive(Clone)]
@@ -135,10 +135,10 @@ fn add(histories: &mut BTreeMap<Key, History>, record: &Record) {
             push_edit(histories, key, record, &edit);
         }
     }
-    if record.rmgr == RmgrId::SMGR {
-        if let SmgrRecord::Truncate { node, blocks, flags } = smgr::parse(record).unwrap() {
-            truncate(histories, record, node, blocks, flags);
-        }
+    if record.rmgr == RmgrId::SMGR
+        && let SmgrRecord::Truncate { node, blocks, flags } = smgr::parse(record).unwrap()
+    {
+        truncate(histories, record, node, blocks, flags);
     }
 }
 

@@ -390,7 +390,8 @@ impl Redo {
         // SAFETY: what `ApplyWalRecord` does, with a decoded record, in a memory context of its own. The boundary is for
         // functions that pgrx has not wrapped; its closure holds nothing that needs dropping.
         let outcome = unsafe {
-            let before = std::mem::replace(&mut *(&raw mut pg::CurrentMemoryContext), memory);
+            let before = pg::CurrentMemoryContext;
+            pg::CurrentMemoryContext = memory;
             let outcome = guarded(|| pg::ffi::pg_guard_ffi_boundary(|| function(reader)));
             pg::CurrentMemoryContext = before;
             outcome.and_then(|()| guarded(|| pg::MemoryContextReset(memory)))
