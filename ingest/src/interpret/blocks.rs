@@ -2,7 +2,8 @@
 //! blocks past the end.
 //!
 //! An applied full-page image is stored as the page itself, not as a record that carries the image: redo restores it
-//! and does nothing more to the block (`BLK_RESTORED`), so the page is the whole effect; it is read without a redo
+//! and, but for a few records (`zenith_redo::stamps::image_is_final`) that are kept as records, does nothing more to
+//! the block (`BLK_RESTORED`), so the page is the whole effect; it is read without a redo
 //! process; the hole costs nothing in a compressed layer; and images that the server compressed (pglz above all) come
 //! out smaller decompressed, for the layer compresses them among their neighbours.
 
@@ -17,6 +18,7 @@ use zenith_pgformat::wal::heap::XLOG_HEAP2_VISIBLE;
 use zenith_pgformat::wal::{BlockImage, BlockRef, RmgrId, image, trim};
 use zenith_pgformat::{Fork, Lsn, RelNode};
 use zenith_redo::native::Edit;
+use zenith_redo::stamps;
 
 /// `XLOG_GIN_SPLIT`, access/ginxlog.h.
 const GIN_SPLIT: u8 = 0x30;
@@ -125,10 +127,15 @@ fn grow(draft: &mut Draft<'_>) -> Result<(), IngestError> {
 }
 
 fn value(draft: &Draft<'_>, index: usize, block: &BlockRef) -> Result<Value, IngestError> {
-    if let Some(image) = applied_image(block) {
-        return restored(draft, image);
-    }
     let record = draft.record;
+    if let Some(image) = applied_image(block) {
+        let is_final = stamps::image_is_final(record.rmgr, record.info, block.id);
+        return if is_final {
+            restored(draft, image)
+        } else {
+            Ok(Value::InitRecord(trim::for_block(record, index)))
+        };
+    }
     if record.rmgr == RmgrId::GIN && record.op() == GIN_SPLIT && block.id == 3 {
         return Ok(Value::Edit(Edit::GinFinishSplit.encode()));
     }

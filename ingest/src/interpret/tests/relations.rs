@@ -95,6 +95,18 @@ fn an_applied_image_is_the_page_stamped_with_the_records_end() {
 }
 
 #[test]
+fn an_image_that_redo_still_changes_is_kept_as_a_record() {
+    let mut state = state();
+    let images =
+        vec![image(0, Fork::Main, 0, &heap_page(), true), image(1, Fork::Main, 1, &heap_page(), true)];
+    // XLOG_GIST_PAGE_UPDATE: redo clears the follow-right flag of block 1 after it restored its image.
+    without(&mut state, &[Fork::Main]);
+    let rows = step(&record(RmgrId::GIST, 0x00, &[], images), &mut state);
+    let kind = |number| value(&rows, Key::rel_block(NODE, Fork::Main, number)).map(Value::kind);
+    assert_eq!((kind(0), kind(1)), (Some(1), Some(3)));
+}
+
+#[test]
 fn an_image_for_consistency_checks_is_no_image() {
     let mut state = state();
     with_size(&mut state, Fork::Main, 1);
