@@ -62,8 +62,10 @@ pub enum NameError {
         name: String,
     },
     /// No timeline has this name.
-    #[error("no timeline is named \"{name}\"; there are: {known}")]
+    #[error("cluster \"{cluster}\" has no timeline named \"{name}\"; there are: {known}")]
     NotFound {
+        /// The cluster that was looked in.
+        cluster: String,
         /// As given.
         name: String,
         /// The names that exist.
@@ -124,7 +126,11 @@ impl Names {
             _ => {
                 let known: Vec<String> = self.list().await?.into_iter().map(|(name, _)| name).collect();
                 let known = if known.is_empty() { "none yet".to_owned() } else { known.join(", ") };
-                Err(NameError::NotFound { name: name.to_owned(), known })
+                Err(NameError::NotFound {
+                    cluster: self.cluster.cluster().to_owned(),
+                    name: name.to_owned(),
+                    known,
+                })
             }
         }
     }
@@ -169,7 +175,8 @@ impl Names {
     pub async fn tombstone(&self, name: &str, timeline: TimelineId) -> Result<(), NameError> {
         for _ in 0..RACE_TRIES {
             let Some((version, state)) = self.newest(name).await? else {
-                return Err(NameError::NotFound { name: name.to_owned(), known: "not asked".to_owned() });
+                let (cluster, name) = (self.cluster.cluster().to_owned(), name.to_owned());
+                return Err(NameError::NotFound { cluster, name, known: "not asked".to_owned() });
             };
             match state {
                 NameState::GivenUp => return Ok(()),

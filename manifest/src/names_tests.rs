@@ -57,7 +57,10 @@ async fn a_name_that_does_not_exist_is_told_with_those_that_do() {
         names.create(name, timeline(1)).await.unwrap();
     }
     let error = names.resolve("mian").await.unwrap_err();
-    assert_eq!(error, NameError::NotFound { name: "mian".into(), known: "b, b-1, main".into() });
+    assert!(
+        matches!(&error, NameError::NotFound { name, known, .. } if name == "mian" && known == "b, b-1, main"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -141,7 +144,10 @@ async fn a_push_creates_no_main_beside_other_names_or_after_it_was_given_up() {
     let store = Store::memory();
     names_on(&store, 1).create("other", timeline(1)).await.unwrap();
     let error = names_on(&store, 2).adopt_or_create_main(&identity(2, None)).await.unwrap_err();
-    assert_eq!(error, NameError::NotFound { name: "main".into(), known: "other".into() });
+    assert!(
+        matches!(&error, NameError::NotFound { name, known, .. } if name == "main" && known == "other"),
+        "{error}"
+    );
     let store = Store::memory();
     let names = names_on(&store, 1);
     names.adopt_or_create_main(&identity(1, None)).await.unwrap();

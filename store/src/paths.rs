@@ -61,6 +61,11 @@ impl ClusterPaths {
         ClusterPaths { root: prefix.clone().join(name) }
     }
 
+    /// The cluster's name.
+    pub fn cluster(&self) -> &str {
+        self.root.filename().unwrap_or_default()
+    }
+
     /// All versions of all names.
     pub fn names(&self) -> Path {
         self.root.clone().join("names")

@@ -91,7 +91,7 @@ pub(crate) fn round(primary: &Pg, step: u32) {
         primary.sql(&format!("CREATE DATABASE passing{step}"));
         primary.sql(&format!("DROP DATABASE passing{step}"));
     }
-    if step % 3 == 0 {
+    if step.is_multiple_of(3) {
         primary.sql("CHECKPOINT");
     }
     primary.sql(&format!("INSERT INTO markers VALUES ({step})"));
