@@ -12,6 +12,7 @@ use zenith_ingest::slicer::{ManifestSink, SliceReport, Slicer, SlicerOptions, St
 use zenith_layers::{CacheOptions, LayerCaches, LayerSet};
 use zenith_manifest::{Identity, ManifestStore, Role};
 use zenith_pgformat::{Lsn, Tli};
+use zenith_reader::Timeline;
 use zenith_store::Env;
 
 /// Threads that decode, compress and store.
@@ -103,6 +104,8 @@ pub struct Run {
     manifest: Arc<ManifestStore>,
     caches: LayerCaches,
     epoch: Option<u64>,
+    /// Held as long as its layers are read: those of WAL that was sliced here go with it.
+    parent: Option<Timeline>,
 }
 
 impl Run {
@@ -112,7 +115,16 @@ impl Run {
         let identity = session.identity(&settings.timeline).await?;
         let manifest = Arc::new(session.manifest(&identity));
         let caches = LayerCaches::new(CacheOptions::default());
-        Ok(Run { session, settings: settings.clone(), options, identity, manifest, caches, epoch: None })
+        Ok(Run {
+            session,
+            settings: settings.clone(),
+            options,
+            identity,
+            manifest,
+            caches,
+            epoch: None,
+            parent: None,
+        })
     }
 
     /// Slices what is archived.
@@ -195,13 +207,14 @@ impl Run {
                 *self.epoch.insert(epoch)
             }
         };
+        let parent = self.parent().await?;
         let slicer = open_slicer(
             self.options,
             self.session.env.clone(),
             Arc::clone(&self.session.store.objects),
             Arc::clone(&self.manifest),
             &self.identity,
-            self.parent().await?,
+            parent,
             self.caches.clone(),
             epoch,
         );
@@ -209,12 +222,20 @@ impl Run {
     }
 
     /// The layers that a branch begins on.
-    async fn parent(&self) -> anyhow::Result<Option<(Arc<LayerSet>, Lsn)>> {
+    async fn parent(&mut self) -> anyhow::Result<Option<(Arc<LayerSet>, Lsn)>> {
         let Some(ancestor) = self.identity.ancestor else { return Ok(None) };
-        let timeline = reading::open_id(&self.session, &self.settings.cluster, ancestor.timeline)
-            .await
-            .with_context(|| format!("the parent of timeline {}", self.identity.timeline))?;
-        Ok(Some((Arc::clone(timeline.layers()), ancestor.lsn)))
+        let layers = match &self.parent {
+            Some(parent) => Arc::clone(parent.layers()),
+            None => {
+                let parent = || format!("the parent of timeline {}", self.identity.timeline);
+                let cluster = &self.settings.cluster;
+                let opened = reading::open_id(&self.session, cluster, ancestor.timeline).await;
+                let mut timeline = opened.with_context(parent)?;
+                reading::slice_what_is_not(&mut timeline, Some(ancestor.lsn)).await.with_context(parent)?;
+                Arc::clone(self.parent.insert(timeline).layers())
+            }
+        };
+        Ok(Some((layers, ancestor.lsn)))
     }
 }
 

@@ -2,7 +2,7 @@
 //! `zenith layers` and `zenith page` on what it stored.
 
 use serde_json::Value;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -315,6 +315,43 @@ fn a_page_read_back_is_the_servers_page() {
     let explained = json(explain.args(["--block", "0", "--lsn", &lsn, "--explain"]));
     let rows = explained["explanation"]["rows"].as_array().map(Vec::len);
     assert!(rows.is_some_and(|rows| rows > 1), "{explained}");
+}
+
+#[test]
+fn a_slicer_that_follows_keeps_up_and_ends_when_it_is_told_or_fenced() {
+    let place = Place::new();
+    let pg = archiving(&place, PgOptions::default());
+    let follow = || {
+        let mut slicer = place.command(env!("CARGO_BIN_EXE_zenith_slicedice"), &["--json", "--follow"]);
+        slicer.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started")
+    };
+    pg.sql("SELECT pg_switch_wal()");
+    pg.wait_for("(SELECT archived_count > 0 FROM pg_stat_archiver)");
+    // It waits for the base image, then for WAL.
+    let mut first = follow();
+    json(&mut place.base(&pg, &["--json"]));
+    pg.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) g");
+    archive_everything(&pg);
+    let mut lines = BufReader::new(first.stdout.take().expect("piped"));
+    let mut line = String::new();
+    lines.read_line(&mut line).expect("a commit");
+    let told: Value = serde_json::from_str(&line).expect("one JSON document a line");
+    assert_eq!(told["from"], place.status()["base_images"][0]["redo"]);
+
+    // A second one takes over: the first is fenced and does not take the role back.
+    let mut second = follow();
+    pg.sql("INSERT INTO t SELECT generate_series(1, 1000)");
+    archive_everything(&pg);
+    let mut line = String::new();
+    BufReader::new(second.stdout.take().expect("piped")).read_line(&mut line).expect("a commit");
+    assert!(line.contains("records"), "{line}");
+    let fenced = first.wait_with_output().expect("ended");
+    assert_eq!(fenced.status.code(), Some(1));
+    assert!(said(&fenced).contains("taken over"), "{}", said(&fenced));
+
+    run(Command::new("kill").args(["-TERM", &second.id().to_string()]));
+    let ended = second.wait_with_output().expect("ended");
+    assert_eq!(ended.status.code(), Some(0), "{}", said(&ended));
 }
 
 #[test]

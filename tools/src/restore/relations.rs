@@ -100,22 +100,36 @@ pub(crate) async fn write(
     done: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<()> {
     let files = Arc::new(OpenFiles::new(target.clone(), plan));
-    let job = |ranges: Vec<PageRange>| {
+    let failed = AtomicBool::new(false);
+    let write_batch = async |ranges: Vec<PageRange>| {
+        let wanted: Vec<PageRange> = ranges.iter().copied().filter(|range| range.count > 0).collect();
+        let pages = if wanted.is_empty() { Vec::new() } else { source.pages(&wanted).await? };
+        let bytes = pages.len() as u64 * BLCKSZ as u64;
+        let work: Vec<(PageRange, Vec<RelFile>)> =
+            ranges.into_iter().map(|range| (range, plan.files(&range))).collect();
         let files = Arc::clone(&files);
-        async move {
-            let wanted: Vec<PageRange> = ranges.iter().copied().filter(|range| range.count > 0).collect();
-            let pages = if wanted.is_empty() { Vec::new() } else { source.pages(&wanted).await? };
-            let bytes = pages.len() as u64 * BLCKSZ as u64;
-            let work: Vec<(PageRange, Vec<RelFile>)> =
-                ranges.into_iter().map(|range| (range, plan.files(&range))).collect();
-            tokio::task::spawn_blocking(move || files.write(&work, &pages, rules))
-                .await
-                .context("a writer of relation files ended")??;
-            done(bytes);
-            anyhow::Ok(())
-        }
+        tokio::task::spawn_blocking(move || files.write(&work, &pages, rules))
+            .await
+            .context("a writer of relation files ended")??;
+        done(bytes);
+        anyhow::Ok(())
     };
-    futures::stream::iter(plan.batches().map(job)).buffer_unordered(parallel.max(1)).try_collect::<()>().await
+    let jobs = plan.batches().map(async |ranges| {
+        if failed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let outcome = write_batch(ranges).await;
+        failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
+        outcome
+    });
+    // Every batch is waited for, also after a failure: a writer that is still at work would put files back into a
+    // directory that is being removed.
+    let mut outcomes = futures::stream::iter(jobs).buffer_unordered(parallel.max(1));
+    let mut all = Ok(());
+    while let Some(outcome) = outcomes.next().await {
+        all = all.and(outcome);
+    }
+    all
 }
 
 /// The files that are being written. Bounded: batches come in order, so only the files of batches in flight are open.
