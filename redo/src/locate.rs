@@ -59,10 +59,16 @@ pub(crate) fn library(wanted: Option<&Path>) -> Result<PathBuf, StartError> {
         Some(path) => looked.push(path),
         None => looked.extend(std::env::current_exe().iter().flat_map(|program| beside(program))),
     }
-    match looked.iter().find(|path| path.is_file()) {
+    match newest(&looked) {
         Some(path) => Ok(path.clone()),
         None => Err(StartError::NoLibrary { name: LIBRARY_NAME, looked }),
     }
+}
+
+/// Of several files the newest: Cargo has two copies, and refreshes only the one that it was asked for.
+fn newest(paths: &[PathBuf]) -> Option<&PathBuf> {
+    let modified = |path: &&PathBuf| path.metadata().and_then(|about| about.modified()).ok();
+    paths.iter().filter(|path| path.is_file()).max_by_key(modified)
 }
 
 /// The places relative to a program: its directory, the library directory of an installation, and Cargo's: a test lies
@@ -85,6 +91,32 @@ mod tests {
         assert!(error.contains("/nowhere/lib.so") && error.contains("ZENITH_REDO_LIBRARY"), "{error}");
         let error = server(Some(Path::new("/nowhere/bin"))).unwrap_err().to_string();
         assert!(error.contains("/nowhere/bin") && error.contains("postgresql-15"), "{error}");
+    }
+
+    #[test]
+    fn of_two_copies_the_newer_one_is_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("program");
+        std::fs::create_dir(directory.path().join("deps")).unwrap();
+        let copies = [directory.path().join(LIBRARY_NAME), directory.path().join("deps").join(LIBRARY_NAME)];
+        let old = std::time::SystemTime::UNIX_EPOCH;
+        for copy in &copies {
+            std::fs::write(copy, "").unwrap();
+        }
+        for (older, newer) in [(0, 1), (1, 0)] {
+            let day = std::time::Duration::from_hours(24);
+            std::fs::File::options().write(true).open(&copies[older]).unwrap().set_modified(old).unwrap();
+            std::fs::File::options()
+                .write(true)
+                .open(&copies[newer])
+                .unwrap()
+                .set_modified(old + day)
+                .unwrap();
+            assert_eq!(
+                newest(&beside(&program)).unwrap().canonicalize().unwrap(),
+                copies[newer].canonicalize().unwrap()
+            );
+        }
     }
 
     #[test]

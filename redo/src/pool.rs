@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Semaphore;
 use zenith_pgformat::Page;
 
 /// The outcome of one request.
@@ -36,6 +37,8 @@ struct Shared {
     keeper: Keeper,
     recipe: Arc<Recipe>,
     workers: usize,
+    /// As many as processes, so that asynchronous callers wait without occupying a thread each.
+    permits: Arc<Semaphore>,
 }
 
 struct Idle {
@@ -54,7 +57,8 @@ impl RedoPool {
         let keeper = Keeper::start()?;
         let first = keeper.process(&recipe)?;
         let idle = Mutex::new(Idle { processes: vec![first], unstarted: workers - 1 });
-        let shared = Shared { idle, returned: Condvar::new(), keeper, recipe, workers };
+        let permits = Arc::new(Semaphore::new(workers));
+        let shared = Shared { idle, returned: Condvar::new(), keeper, recipe, workers, permits };
         Ok(RedoPool { shared: Arc::new(shared) })
     }
 
@@ -69,8 +73,14 @@ impl RedoPool {
             if part.is_empty() {
                 break;
             }
+            // Never closed, so that there is always a permit in the end.
+            let permit = Arc::clone(&self.shared.permits).acquire_owned().await;
             let pool = self.clone();
-            tasks.push(tokio::task::spawn_blocking(move || pool.redo_blocking(part)));
+            tasks.push(tokio::task::spawn_blocking(move || {
+                let pages = pool.redo_blocking(part);
+                drop(permit);
+                pages
+            }));
         }
         let mut results = Vec::with_capacity(names.len());
         for (task, names) in tasks.into_iter().zip(names.chunks(chunk)) {
