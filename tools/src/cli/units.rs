@@ -96,7 +96,7 @@ mod tests {
         assert_eq!(size(10_239), "10239 bytes");
         assert_eq!(size(10_240), "10 kB");
         assert_eq!(size(17 * MB + MB / 2), "18 MB");
-        assert_eq!(size(u64::MAX), "16777216 TB");
+        assert_eq!(size(u64::MAX), "16777215 TB");
     }
 
     #[test]
