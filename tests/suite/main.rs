@@ -2,5 +2,6 @@
 
 mod bad_input;
 mod harness;
+mod queries;
 mod restore;
 mod workload;
