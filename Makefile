@@ -31,6 +31,7 @@ demo: build
 test: lint doc build
 	vendor/minio/start
 	cargo test --locked --workspace
+	DEMO_SCALE=1 DEMO_LOAD_SECONDS=1 tests/demo/run $(CARGO_TARGET_DIR)/debug
 
 lint: setup
 	cargo fmt --all --check

@@ -75,6 +75,28 @@ fn failed(what: &str, path: &Path) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::Io { what, source }
 }
 
+/// Creates a directory for the owner alone. It gets its name last, so that nobody sees it before it is the owner's.
+fn create(path: &Path, owner: Owner) -> Result<(), StartError> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let fresh = tempfile::Builder::new().prefix(".zenith-redo-").tempdir_in(parent);
+    let fresh = fresh.map_err(failed("create", path))?;
+    owner.take(fresh.path()).map_err(failed("give away", path))?;
+    match fs::rename(fresh.path(), path) {
+        Ok(()) => {
+            // It has another name now: there is nothing left to remove.
+            let _renamed = fresh.keep();
+            Ok(())
+        }
+        // Another process was faster.
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty) =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(failed("create", path)(error)),
+    }
+}
+
 /// The directory below which everything happens.
 pub(crate) struct WorkDir {
     path: PathBuf,
@@ -88,10 +110,8 @@ impl WorkDir {
             Some(path) => std::path::absolute(path).map_err(failed("find", path))?,
             None => std::env::temp_dir().join(format!("zenith-redo-{}", owner.uid)),
         };
-        match DirBuilder::new().mode(0o700).create(&path) {
-            Ok(()) => owner.take(&path).map_err(failed("give away", &path))?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(failed("create", &path)(error)),
+        if fs::symlink_metadata(&path).is_err() {
+            create(&path, owner)?;
         }
         // A directory below a world-writable one may be somebody else's trap.
         let status = fs::symlink_metadata(&path).map_err(failed("look at", &path))?;
