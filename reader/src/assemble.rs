@@ -11,7 +11,7 @@ use zenith_layers::{Key, KeyClass, Row, Value};
 use zenith_pgformat::wal::{Record, image};
 use zenith_pgformat::{BLCKSZ, Fork, Lsn, Page, page};
 use zenith_redo::native::Edit;
-use zenith_redo::{Change, ChangeBody, PageRequest};
+use zenith_redo::{Change, ChangeBody, PageRequest, stamps};
 
 /// A page of zeros to hand out.
 pub(crate) static ZEROS: Page = [0; BLCKSZ];
@@ -224,8 +224,8 @@ fn decode_page(key: Key, lsn: Lsn, bytes: &[u8]) -> Result<Box<Page>, ReadError>
 }
 
 /// The page that the record's image of this block restores to (`XLogReadBufferForRedoExtended`: the image gets
-/// the record's end as its LSN unless it is new). `None` when the record has no image to apply: it builds the
-/// page in its own way.
+/// the record's end as its LSN unless it is new). `None` when there is none to apply, or when redo goes on to change
+/// the restored page: then redo has to build it.
 fn restore_image(key: Key, end: Lsn, raw: &Bytes) -> Result<Option<Box<Page>>, ReadError> {
     // A row does not say where its record started; only messages of the decoder use it.
     let record = Record::decode(raw.clone(), end, end).map_err(|error| bad(key, end, error.to_string()))?;
@@ -236,7 +236,8 @@ fn restore_image(key: Key, end: Lsn, raw: &Bytes) -> Result<Option<Box<Page>>, R
     let Some(block) = mine else {
         return Err(bad(key, end, "a record that does not refer to this block"));
     };
-    let Some(found) = block.image.as_ref().filter(|image| image.apply) else { return Ok(None) };
+    let is_final = stamps::image_is_final(record.rmgr, record.info, block.id);
+    let Some(found) = block.image.as_ref().filter(|image| image.apply && is_final) else { return Ok(None) };
     let mut restored = image::restore(found).map_err(|error| bad(key, end, error.to_string()))?;
     if !page::is_new(&restored) {
         page::set_lsn(&mut restored, end);
@@ -361,6 +362,10 @@ mod tests {
     }
 
     fn image_record(page: &Page, apply: bool) -> Bytes {
+        image_record_of(RmgrId::HEAP2, 0, page, apply)
+    }
+
+    fn image_record_of(rmgr: RmgrId, info: u8, page: &Page, apply: bool) -> Bytes {
         let image = BlockImage {
             bytes: Bytes::copy_from_slice(page),
             hole_offset: 0,
@@ -377,15 +382,7 @@ mod tests {
             image: Some(image),
             data: None,
         };
-        let parts = Parts {
-            rmgr: RmgrId::HEAP2,
-            info: 0,
-            xid: 0,
-            prev: Lsn(0),
-            origin: None,
-            top_xid: None,
-            main_data: &[],
-        };
+        let parts = Parts { rmgr, info, xid: 0, prev: Lsn(0), origin: None, top_xid: None, main_data: &[] };
         Bytes::from(encode_with_blocks(&parts, std::iter::once(&block)))
     }
 
@@ -401,6 +398,15 @@ mod tests {
         let mut checked =
             build(vec![row(30, Value::InitRecord(image_record(&full(), false)))], &plain()).unwrap();
         let request = checked.next_request().unwrap().unwrap();
+        assert!(request.base.is_none() && request.changes.len() == 1);
+    }
+
+    #[test]
+    fn an_image_that_redo_still_changes_is_left_to_redo() {
+        // XLOG_GIST_PAGE_SPLIT: redo clears the follow-right flag of the child whose image it restored.
+        let split = image_record_of(RmgrId::GIST, 0x30, &full(), true);
+        let mut built = build(vec![row(30, Value::InitRecord(split))], &plain()).unwrap();
+        let request = built.next_request().unwrap().unwrap();
         assert!(request.base.is_none() && request.changes.len() == 1);
     }
 

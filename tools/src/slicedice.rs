@@ -256,7 +256,7 @@ impl Summary {
             commits: report.commits,
             confirmed: report.confirmed.iter().map(|base| base.0.simple().to_string()).collect(),
             gap: report.gap,
-            ended: ended(&report.stopped),
+            ended: reading::ended(&report.stopped),
             waiting_for,
         }
     }
@@ -297,19 +297,6 @@ impl Summary {
     }
 }
 
-fn ended(stopped: &Stopped) -> String {
-    match stopped {
-        Stopped::EndOfArchive { next } => format!("end of the archive; {next} comes next"),
-        Stopped::Waiting { missing, later } => format!(
-            "waiting for WAL segment {missing}, which is missing while {later} is there: archive it, or take a base \
-             image past it with zenith_push base"
-        ),
-        Stopped::EndOfRecords(error) => format!("end of the WAL in the last archived segment ({error})"),
-        Stopped::Target => "the target is reached".to_owned(),
-        Stopped::RangeBegun { base } => format!("goes on at base image {}", base.0.simple()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -323,7 +310,7 @@ mod tests {
     #[test]
     fn a_missing_segment_is_told_with_the_remedy() {
         let stopped = Stopped::Waiting { missing: "A".to_owned(), later: "B".to_owned() };
-        let text = ended(&stopped);
+        let text = reading::ended(&stopped);
         assert!(text.contains("segment A") && text.contains("zenith_push base"), "{text}");
     }
 }

@@ -3,6 +3,7 @@
 use super::options::{Settings, TimelineChoice};
 use super::output;
 use super::session::Session;
+use zenith_ingest::slicer::Stopped;
 use zenith_pgformat::Lsn;
 use zenith_reader::{ReadError, ReaderOptions, Timeline, TimelineRef};
 use zenith_store::TimelineId;
@@ -41,5 +42,23 @@ pub async fn slice_what_is_not(timeline: &mut Timeline, up_to: Option<Lsn>) -> R
             tail.from, tail.to
         ));
     }
+    // An archive that could go on is no end to pass over in silence.
+    if let Some(stopped @ (Stopped::Waiting { .. } | Stopped::EndOfRecords(_))) = &tail.stopped {
+        output::say(&format!("WAL was read up to {}: {}", tail.to, ended(stopped)));
+    }
     Ok(())
+}
+
+/// Why slicing ended, for people.
+pub fn ended(stopped: &Stopped) -> String {
+    match stopped {
+        Stopped::EndOfArchive { next } => format!("end of the archive; {next} comes next"),
+        Stopped::Waiting { missing, later } => format!(
+            "waiting for WAL segment {missing}, which is missing while {later} is there: archive it, or take a base \
+             image past it with zenith_push base"
+        ),
+        Stopped::EndOfRecords(error) => format!("end of the WAL in the last archived segment ({error})"),
+        Stopped::Target => "the target is reached".to_owned(),
+        Stopped::RangeBegun { base } => format!("goes on at base image {}", base.0.simple()),
+    }
 }

@@ -142,6 +142,8 @@ impl Target {
     /// empty. What has to be undone is noted in `undo` before it is done.
     pub(crate) fn claim(&self, directory: &Path, what: &str, undo: &mut Undo) -> Result<()> {
         let path = self.path(directory);
+        // Every directory that gets a new entry has to be synced, so that a loss of power cannot take the entry back.
+        let changed = topmost_missing(&path).parent().map(Path::to_path_buf);
         match std::fs::read_dir(&path) {
             Ok(mut entries) => {
                 if let Some(entry) = entries.next() {
@@ -165,8 +167,11 @@ impl Target {
             Err(error) => return Err(error).with_context(|| format!("{what} {}", path.display())),
         }
         self.own_directory(&path)?;
-        if let Some(parent) = path.parent() {
-            self.note(parent);
+        for ancestor in path.ancestors().skip(1) {
+            self.note(ancestor);
+            if changed.as_deref() == Some(ancestor) {
+                break;
+            }
         }
         Ok(())
     }
