@@ -122,6 +122,8 @@ async fn follow_a_promotion(pg: &Pg, timeline: &Timeline) {
         pg.start();
         run(command(bin_dir().join("pg_ctl")).args(["-w", "-D"]).arg(pg.data()).arg("promote"));
         pg.wait_for("NOT pg_is_in_recovery()");
+        // TLI 2 holds a segment of its own beside the one it shares with TLI 1.
+        pg.sql("SELECT pg_switch_wal()");
         pg.sql(&format!("CREATE TABLE of_tli_{tli} AS SELECT g FROM generate_series(1, 2000) g"));
         pg.stop(StopMode::Fast);
         let file = WalFile::History { tli };

@@ -19,9 +19,7 @@ impl<S: Sink> Slicer<S> {
         let segment = size.segment_of(wants);
         let tli = self.path.tli_of_segment(segment, size);
         if let Some(content) = self.source.segment(tli, segment).await? {
-            if tli != self.tli {
-                self.stream.enter_timeline(tli);
-            }
+            self.stream.enter_timeline(tli);
             self.stream.feed(wants, content)?;
             return Ok(None);
         }

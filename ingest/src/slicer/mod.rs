@@ -339,11 +339,13 @@ impl<S: Sink> Slicer<S> {
         }
     }
 
-    /// WAL that cannot be read on: its end, if nothing follows; damage otherwise. A stream that failed is done with.
+    /// WAL that cannot be read on: its end, if nothing follows; damage otherwise, and so before a switch to another
+    /// TLI, up to which its history says that there is WAL. A stream that failed is done with.
     async fn judge(&mut self, error: WalError) -> Result<Stopped, IngestError> {
         let after = self.archive.segment_size().segment_of(self.position).saturating_add(1);
         self.restart_stream();
-        if error.may_be_end_of_wal() && self.source.highest(self.tli, after).await?.is_none() {
+        let may_end = error.may_be_end_of_wal() && self.path.next_switch().is_none();
+        if may_end && self.source.highest(self.tli, after).await?.is_none() {
             return Ok(Stopped::EndOfRecords(error));
         }
         Err(error.into())
