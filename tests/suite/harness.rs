@@ -5,43 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
 use zenith_testkit::mask::{Compared, compare_directories};
-use zenith_testkit::minio::{Bucket, Minio};
 use zenith_testkit::pg::{self, Pg, PgOptions, StopMode};
-
-/// Which store a test runs on.
-pub(crate) enum TestStore {
-    /// A folder.
-    Folder(TempDir),
-    /// A bucket of its own in a real MinIO.
-    Minio(Bucket),
-}
-
-impl TestStore {
-    /// An empty folder.
-    pub(crate) fn folder() -> TestStore {
-        TestStore::Folder(pg::server_dir())
-    }
-
-    /// An empty bucket.
-    pub(crate) fn minio() -> TestStore {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        TestStore::Minio(runtime.block_on(Minio::shared().bucket()))
-    }
-
-    /// What a command or a server's environment needs to reach it.
-    pub(crate) fn env(&self) -> Vec<(String, String)> {
-        match self {
-            TestStore::Folder(dir) => {
-                vec![("ZENITH_STORE".to_owned(), format!("file://{}/store", dir.path().display()))]
-            }
-            TestStore::Minio(bucket) => {
-                let mut env = bucket.variables.clone();
-                env.push(("ZENITH_STORE".to_owned(), bucket.url.clone()));
-                env
-            }
-        }
-    }
-}
+pub(crate) use zenith_testkit::store::TestStore;
 
 /// Where cargo put the commands: beside this test's own directory.
 pub(crate) fn zenith_bin(name: &str) -> PathBuf {
@@ -58,7 +23,8 @@ pub(crate) struct Chain {
     pub(crate) store: TestStore,
     /// The primary.
     pub(crate) primary: Pg,
-    plain: TempDir,
+    /// Every archived file as it is.
+    pub(crate) plain: TempDir,
 }
 
 impl Chain {

@@ -8,4 +8,5 @@ pub mod faults;
 pub mod mask;
 pub mod minio;
 pub mod pg;
+pub mod store;
 pub mod unconditional;
