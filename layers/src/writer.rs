@@ -237,7 +237,7 @@ pub async fn store_layer(
         let path = paths.layer(id);
         match zenith_store::create(store, env, &path, layer.object.clone()).await {
             Ok(Creation::Created | Creation::Same) => return Ok(layer.entry(id)),
-            Ok(Creation::Other(_)) => {
+            Ok(Creation::Other) => {
                 tracing::warn!(object = %path, "a fresh id was taken already; trying another");
                 let (object, reason) = (path.to_string(), "its fresh id is taken".to_owned());
                 last = Some(StoreError::Refused { object, reason });

@@ -69,7 +69,7 @@ pub async fn raise_boundary(
         let bytes = envelope::seal(BOUNDARY, &path, &Body { void_up_to: version })?;
         match create(objects, env, &path, bytes).await? {
             Creation::Created | Creation::Same => return Ok(()),
-            Creation::Other(_) => {}
+            Creation::Other => {}
         }
     }
     let object = paths.manifest_boundary(cache.seen().0.saturating_add(1)).to_string();

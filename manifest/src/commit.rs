@@ -6,7 +6,7 @@
 //! never be there.
 
 use crate::change::{Change, apply};
-use crate::codec::encode_root;
+use crate::codec::{ROOT_BYTES_MAX, encode_root};
 use crate::error::{CommitError, ManifestError};
 use crate::root::{Role, Root};
 use crate::sequence::Numbered;
@@ -15,7 +15,7 @@ use crate::store::ManifestStore;
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
-use zenith_store::{Creation, StoreError, create};
+use zenith_store::{Creation, StoreError, create, get_if_present};
 
 /// How often a commit that others overtook is tried on the newer version.
 pub const CONFLICT_TRIES: u32 = 24;
@@ -84,9 +84,11 @@ impl ManifestStore {
         let bytes = encode_root(&path, &next)?;
         match create(&*self.objects, &self.env, &path, bytes).await {
             Ok(Creation::Created | Creation::Same) => {}
-            Ok(Creation::Other(bytes)) => {
-                let theirs = self.decode(&Numbered { n: version, bytes })?;
-                self.remember(&theirs);
+            Ok(Creation::Other) => {
+                match get_if_present(&*self.objects, &path, ROOT_BYTES_MAX).await? {
+                    Some(bytes) => self.remember(&self.decode(&Numbered { n: version, bytes })?),
+                    None => self.forget(),
+                }
                 return Ok(Attempt::Overtaken);
             }
             Err(source @ StoreError::Unknown { .. }) => {

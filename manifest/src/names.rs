@@ -269,7 +269,7 @@ impl Names {
         let bytes = envelope::seal(IDENTITY, &path, identity)?;
         match create(&*self.objects, &self.env, &path, bytes).await? {
             Creation::Created | Creation::Same => Ok(()),
-            Creation::Other(_) => {
+            Creation::Other => {
                 let reason = "the timeline has another identity already".to_owned();
                 Err(ManifestError::Damaged { object: path.to_string(), reason }.into())
             }
@@ -304,7 +304,7 @@ impl Names {
         let bytes = envelope::seal(NAME, &path, &Body { name: name.to_owned(), version, state })?;
         Ok(match create(&*self.objects, &self.env, &path, bytes).await? {
             Creation::Created | Creation::Same => true,
-            Creation::Other(_) => false,
+            Creation::Other => false,
         })
     }
 

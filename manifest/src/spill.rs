@@ -53,7 +53,7 @@ impl ManifestStore {
         let path = self.paths.index_page(id);
         let (page, bytes) = encode_page(id, entries)
             .map_err(|reason| ManifestError::Damaged { object: path.to_string(), reason })?;
-        if let Creation::Other(_) = create(&*self.objects, &self.env, &path, bytes).await? {
+        if let Creation::Other = create(&*self.objects, &self.env, &path, bytes).await? {
             let reason = "a fresh id was taken".to_owned();
             return Err(StoreError::Corrupt { object: path.to_string(), reason }.into());
         }

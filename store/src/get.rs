@@ -36,7 +36,7 @@ impl Default for Coalescing {
 
 /// The whole object, of at most `bytes_max` bytes.
 pub async fn get(objects: &dyn ObjectStore, path: &Path, bytes_max: u64) -> Result<Bytes, StoreError> {
-    fetch(objects, path, None, bytes_max).await
+    Ok(fetch(objects, path, None, bytes_max).await?.0)
 }
 
 /// The whole object, of at most `bytes_max` bytes; `None` if there is none.
@@ -62,7 +62,34 @@ pub async fn get_range(
         return Ok(Bytes::new());
     }
     let bytes_max = range.end - range.start;
-    fetch(objects, path, Some(range), bytes_max).await
+    Ok(fetch(objects, path, Some(range), bytes_max).await?.0)
+}
+
+/// Whether the object is exactly these bytes; `None` if there is none. It is read in parts of at most `part_bytes`,
+/// up to the first difference; one of another length only once.
+pub async fn is_same(
+    objects: &dyn ObjectStore,
+    path: &Path,
+    bytes: &Bytes,
+    part_bytes: u64,
+) -> Result<Option<bool>, StoreError> {
+    let length = bytes.len() as u64;
+    let mut from = 0u64;
+    loop {
+        let to = length.min(from.saturating_add(part_bytes.max(1)));
+        let range = (length > 0).then_some(from..to);
+        match fetch(objects, path, range, length).await {
+            Ok((part, size)) if size != length || bytes.get(from as usize..to as usize) != Some(&*part) => {
+                return Ok(Some(false));
+            }
+            Ok(_) if to == length => return Ok(Some(true)),
+            Ok(_) => from = to,
+            // It is of another length: the one thing that `fetch` calls damage.
+            Err(StoreError::Corrupt { .. }) => return Ok(Some(false)),
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Exactly these ranges of the object, in the order given, each in memory of its own. Ranges close to one another
@@ -151,12 +178,13 @@ async fn collect_listing(
     Ok(found)
 }
 
+/// The bytes asked for, and how long the object is.
 async fn fetch(
     objects: &dyn ObjectStore,
     path: &Path,
     range: Option<Range<u64>>,
     bytes_max: u64,
-) -> Result<Bytes, StoreError> {
+) -> Result<(Bytes, u64), StoreError> {
     let mut last = String::new();
     for _ in 0..BODY_TRIES {
         let attempts = Attempts::default();
@@ -172,8 +200,9 @@ async fn fetch(
             }
         };
         check_span(path, range.as_ref(), &answer, bytes_max)?;
+        let size = answer.meta.size;
         match body(answer).await {
-            Ok(bytes) => return Ok(bytes),
+            Ok(bytes) => return Ok((bytes, size)),
             Err(reason) => last = reason,
         }
     }

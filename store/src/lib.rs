@@ -16,7 +16,9 @@ pub mod settings;
 pub use count::{CountingStore, Counts, CountsSnapshot};
 pub use env::{Clock, Env, IdSource};
 pub use error::StoreError;
-pub use get::{Coalescing, get, get_if_present, get_range, get_ranges, head, last_listed, list, list_after};
+pub use get::{
+    Coalescing, get, get_if_present, get_range, get_ranges, head, is_same, last_listed, list, list_after,
+};
 pub use open::{Store, StoreKind};
 pub use paths::{ClusterPaths, TimelineId, TimelinePaths};
 pub use probe::probe_conditional_writes;

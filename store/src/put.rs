@@ -2,7 +2,7 @@
 
 use crate::env::Env;
 use crate::error::{StoreError, io_kind, transport_kind};
-use crate::get::get_if_present;
+use crate::get::is_same;
 use crate::http::Attempts;
 use bytes::Bytes;
 use object_store::client::HttpErrorKind;
@@ -11,8 +11,8 @@ use object_store::{Error, Extensions, ObjectStore, ObjectStoreExt, PutMode, PutO
 use std::io;
 use std::time::Duration;
 
-/// The largest object that a creation of one's own is compared with.
-const COMPARED_BYTES_MAX: u64 = 512 << 20;
+/// An object that is there already is compared with one's own bytes in parts of this size.
+const COMPARED_PART_BYTES: u64 = 16 << 20;
 /// How often [`create`] puts and reads back before it says that the outcome is unknown.
 const CREATE_TRIES: u32 = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -36,8 +36,8 @@ pub enum Creation {
     Created,
     /// It was there already, with the same bytes.
     Same,
-    /// It was there already, with these other bytes.
-    Other(Bytes),
+    /// It was there already, with other bytes. Whoever wants them reads them, under a bound of its own.
+    Other,
 }
 
 /// Creates the object `path` unless there is one, in one request.
@@ -107,7 +107,7 @@ async fn sort_without_answer(
 /// Creates the object `path` unless there is one, and settles an unknown outcome by reading back.
 ///
 /// "Created" and "same" mean the same to a caller whose bytes hold a fresh id. What stays unknown after a bounded
-/// number of tries is [`StoreError::Unknown`].
+/// number of tries is [`StoreError::Unknown`]. Reading back takes 16 MiB of memory, however long the object is.
 pub async fn create(
     objects: &dyn ObjectStore,
     env: &Env,
@@ -131,14 +131,15 @@ pub async fn create(
             Err(error) if attempt > 0 => last = error.to_string(),
             Err(error) => return Err(error),
         }
-        match get_if_present(objects, path, COMPARED_BYTES_MAX).await {
-            Ok(Some(found)) if found == bytes => {
+        match is_same(objects, path, &bytes, COMPARED_PART_BYTES).await {
+            Ok(Some(true)) => {
                 // A folder shows an object before it is synced; one that "exists" has been (I4).
-                if is_durable || put_if_absent(objects, path, found).await == Ok(PutOutcome::AlreadyExists) {
+                let again = bytes.clone();
+                if is_durable || put_if_absent(objects, path, again).await == Ok(PutOutcome::AlreadyExists) {
                     return Ok(Creation::Same);
                 }
             }
-            Ok(Some(found)) => return Ok(Creation::Other(found)),
+            Ok(Some(false)) => return Ok(Creation::Other),
             Ok(None) => {}
             Err(error) => last = format!("{last}; reading it back: {error}"),
         }

@@ -162,13 +162,15 @@ impl WalArchive {
         frame: Bytes,
     ) -> Result<Stored, ArchiveError> {
         let path = self.path(file);
-        let found = match zenith_store::create(&*self.objects, env, &path, frame).await? {
+        match zenith_store::create(&*self.objects, env, &path, frame).await? {
             Creation::Created => return Ok(Stored::Stored),
             Creation::Same => return Ok(Stored::AlreadyThere),
-            Creation::Other(found) => found,
-        };
+            Creation::Other => {}
+        }
         // Another release of the compressor gives other bytes for the same content.
-        let archived = frame::decompress(&found, self.content_max(file))
+        let max = self.content_max(file);
+        let found = zenith_store::get(&*self.objects, &path, frame::compressed_max(max)).await?;
+        let archived = frame::decompress(&found, max)
             .map_err(|what| ArchiveError::Damaged { object: path.to_string(), what })?;
         if archived == content {
             return Ok(Stored::AlreadyThere);

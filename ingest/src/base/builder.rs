@@ -340,7 +340,7 @@ impl BaseBuilder {
         self.progress.stored_bytes += object.len() as u64;
         match zenith_store::create(&*self.objects, &self.env, &path, object).await? {
             Creation::Created | Creation::Same => Ok(()),
-            Creation::Other(_) => Err(BaseError::Damaged {
+            Creation::Other => Err(BaseError::Damaged {
                 object: path.to_string(),
                 what: "an object of this base image exists already with other content".to_owned(),
             }),

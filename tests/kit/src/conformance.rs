@@ -8,7 +8,7 @@ use object_store::path::Path;
 use std::sync::Arc;
 use zenith_store::{
     ClusterPaths, Coalescing, Creation, Env, PutOutcome, Store, StoreError, create, get, get_if_present,
-    get_range, get_ranges, head, last_listed, list, list_after, probe_conditional_writes, put_hint,
+    get_range, get_ranges, head, is_same, last_listed, list, list_after, probe_conditional_writes, put_hint,
     put_if_absent,
 };
 
@@ -25,6 +25,7 @@ pub async fn conformance(env: &Env, fresh: impl AsyncFn() -> Store) {
     listings_are_whole_and_sorted(&fresh().await).await;
     hints_are_replaced(&fresh().await).await;
     settled_by_reading_back(env, &fresh().await).await;
+    an_object_is_compared_part_by_part(&fresh().await).await;
     conditional_writes_pass_the_probe(env, &fresh().await).await;
     large_objects_arrive_whole(&fresh().await).await;
 }
@@ -126,8 +127,26 @@ async fn settled_by_reading_back(env: &Env, store: &Store) {
     let (objects, path) = (&*store.objects, at(store, "f/settled"));
     assert_eq!(create(objects, env, &path, "mine".into()).await, Ok(Creation::Created));
     assert_eq!(create(objects, env, &path, "mine".into()).await, Ok(Creation::Same));
-    let other = create(objects, env, &path, "theirs".into()).await;
-    assert_eq!(other, Ok(Creation::Other(Bytes::from_static(b"mine"))));
+    assert_eq!(create(objects, env, &path, "theirs".into()).await, Ok(Creation::Other));
+    assert_eq!(get(objects, &path, 9).await.unwrap(), "mine");
+}
+
+async fn an_object_is_compared_part_by_part(store: &Store) {
+    let (objects, path, empty) = (&*store.objects, at(store, "f/compared"), at(store, "f/nothing"));
+    objects.put(&path, "0123456789".into()).await.unwrap();
+    objects.put(&empty, Bytes::new().into()).await.unwrap();
+    for part in [1, 4, 5, 10, 11] {
+        let same = async |path: &Path, bytes: &'static str| {
+            is_same(objects, path, &Bytes::from_static(bytes.as_bytes()), part).await.unwrap()
+        };
+        assert_eq!(same(&path, "0123456789").await, Some(true), "{part}");
+        for other in ["", "01234", "012345678", "x123456789", "012345678x", "0123456789x", "0123456789012345"]
+        {
+            assert_eq!(same(&path, other).await, Some(false), "{part} {other}");
+        }
+        assert_eq!((same(&empty, "").await, same(&empty, "x").await), (Some(true), Some(false)));
+        assert_eq!(same(&at(store, "f/missing"), "x").await, None);
+    }
 }
 
 async fn conditional_writes_pass_the_probe(env: &Env, store: &Store) {
