@@ -2,8 +2,9 @@
 //! time, a name or a transaction, and for people who ask "commits by minute".
 
 use crate::error::LayerError;
-use crate::object::{About, ObjectEncoder, OpenGroup};
-use crate::schema::{GROUP_ROWS_MAX, properties};
+use crate::group::{GroupWriter, Line};
+use crate::object::About;
+use crate::schema::properties;
 use crate::writer::FinishedLayer;
 use arrow::array::{
     Array, ArrayRef, AsArray, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array, UInt64Array,
@@ -21,7 +22,6 @@ use zenith_pgformat::{Lsn, Tli, Xid};
 /// Microseconds from 1970-01-01 to 2000-01-01 UTC (`POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE`,
 /// datatype/timestamp.h).
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
-const BATCH_ROWS: usize = 4096;
 
 /// What happened.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -110,20 +110,11 @@ fn event_properties() -> Result<WriterProperties, LayerError> {
 }
 
 /// Writes an events layer into memory.
+#[derive(Debug)]
 pub struct EventWriter {
-    about: About,
-    encoder: ObjectEncoder,
-    batch: Vec<Event>,
-    group: OpenGroup,
+    groups: GroupWriter<Event>,
     last: Lsn,
-    rows: u64,
     max_time: Option<i64>,
-}
-
-impl std::fmt::Debug for EventWriter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EventWriter").field("about", &self.about).field("rows", &self.rows).finish()
-    }
 }
 
 impl EventWriter {
@@ -132,79 +123,64 @@ impl EventWriter {
         if lsn_from >= lsn_to {
             return Err(LayerError::Refused(format!("no event can lie above {lsn_from} and up to {lsn_to}")));
         }
-        Ok(EventWriter {
-            about: About { kind: LayerKind::Events, tli, lsn_from, lsn_to },
-            encoder: ObjectEncoder::new(event_schema(), event_properties()?)?,
-            batch: Vec::new(),
-            group: OpenGroup::EMPTY,
-            last: lsn_from,
-            rows: 0,
-            max_time: None,
-        })
+        let about = About { kind: LayerKind::Events, tli, lsn_from, lsn_to };
+        let groups = GroupWriter::new(about, event_schema(), event_properties()?)?;
+        Ok(EventWriter { groups, last: lsn_from, max_time: None })
     }
 
     /// Adds an event; LSNs ascend strictly. A time that no Parquet timestamp can say is refused.
     pub fn push(&mut self, event: &Event) -> Result<(), LayerError> {
-        if event.lsn <= self.last || event.lsn > self.about.lsn_to {
+        let About { lsn_from, lsn_to, .. } = self.groups.about();
+        let (kind, lsn) = (event.kind.name(), event.lsn);
+        if lsn <= self.last || lsn > lsn_to {
+            let last = self.last;
             return Err(LayerError::Refused(format!(
-                "{} at {}: the layer holds {} to {} and stands at {}",
-                event.kind.name(),
-                event.lsn,
-                self.about.lsn_from,
-                self.about.lsn_to,
-                self.last
+                "{kind} at {lsn}: the layer holds {lsn_from} to {lsn_to} and stands at {last}"
             )));
         }
         if event.time.checked_add(POSTGRES_EPOCH).is_none() {
-            return Err(LayerError::Refused(format!("the time of {} at {}", event.kind.name(), event.lsn)));
+            return Err(LayerError::Refused(format!("the time of {kind} at {lsn}")));
         }
-        if self.group.rows >= GROUP_ROWS_MAX {
-            self.end_group()?;
-        }
-        self.batch.push(event.clone());
-        self.group.add(KeyBytes([0; 18]), event.lsn, 0);
-        self.last = event.lsn;
-        self.rows += 1;
+        self.groups.push(event)?;
+        self.last = lsn;
         self.max_time = self.max_time.max(Some(event.time));
-        if self.batch.len() >= BATCH_ROWS {
-            self.write_batch()?;
-        }
         Ok(())
     }
 
     /// Number of events so far.
     pub fn rows(&self) -> u64 {
-        self.rows
+        self.groups.rows()
     }
 
     /// About how large the object would be if it were finished now.
     pub fn estimated_bytes(&self) -> u64 {
-        self.encoder.estimated_bytes().saturating_add(self.batch.len() as u64 * 8)
-    }
-
-    fn write_batch(&mut self) -> Result<(), LayerError> {
-        if !self.batch.is_empty() {
-            self.encoder.write(&to_batch(&self.batch)?)?;
-        }
-        self.batch.clear();
-        Ok(())
-    }
-
-    fn end_group(&mut self) -> Result<(), LayerError> {
-        self.write_batch()?;
-        self.encoder.end_group(self.group.entry())?;
-        self.group = OpenGroup::EMPTY;
-        Ok(())
+        self.groups.estimated_bytes()
     }
 
     /// Ends the layer. A layer without events is refused: ask [`EventWriter::rows`].
-    pub fn finish(mut self) -> Result<FinishedLayer, LayerError> {
-        if self.group.rows > 0 {
-            self.end_group()?;
-        }
-        let mut layer = self.encoder.finish(self.about)?;
+    pub fn finish(self) -> Result<FinishedLayer, LayerError> {
+        let mut layer = self.groups.finish()?;
         layer.entry.max_time = self.max_time;
         Ok(layer)
+    }
+}
+
+impl Line for Event {
+    fn key(&self) -> KeyBytes {
+        KeyBytes([0; 18])
+    }
+
+    fn lsn(&self) -> Lsn {
+        self.lsn
+    }
+
+    /// Its name, and about what the numbers take when they are packed.
+    fn payload_bytes(&self) -> usize {
+        8 + self.name.len()
+    }
+
+    fn to_batch(events: &[Event]) -> Result<RecordBatch, LayerError> {
+        to_batch(events)
     }
 }
 

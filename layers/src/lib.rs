@@ -5,6 +5,7 @@ pub mod cache;
 pub mod error;
 pub mod events;
 mod footer;
+mod group;
 mod index;
 pub mod key;
 pub mod layer;

@@ -1,4 +1,4 @@
-//! What writing a layer of rows and writing a layer of events have in common: row groups, their CRCs, the footer.
+//! A layer object as it is encoded: its row groups, their CRCs, the footer.
 
 use crate::error::LayerError;
 use crate::schema::{GroupEntry, KEY_COLUMNS, PAYLOAD_COLUMN, Properties};
@@ -12,7 +12,7 @@ use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 use std::ops::Range;
 use uuid::Uuid;
-use zenith_manifest::{KeyBytes, LayerEntry, LayerKind};
+use zenith_manifest::{LayerEntry, LayerKind};
 use zenith_pgformat::Lsn;
 
 /// A Parquet object in memory that grows by row groups.
@@ -117,51 +117,6 @@ pub(crate) struct About {
     pub(crate) tli: u32,
     pub(crate) lsn_from: Lsn,
     pub(crate) lsn_to: Lsn,
-}
-
-/// The open row group, as it grows.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct OpenGroup {
-    first: KeyBytes,
-    last: KeyBytes,
-    lsn_min: Lsn,
-    lsn_max: Lsn,
-    pub(crate) rows: usize,
-    pub(crate) payload_bytes: usize,
-}
-
-impl OpenGroup {
-    pub(crate) const EMPTY: OpenGroup = OpenGroup {
-        first: KeyBytes([0; 18]),
-        last: KeyBytes([0; 18]),
-        lsn_min: Lsn::MAX,
-        lsn_max: Lsn::INVALID,
-        rows: 0,
-        payload_bytes: 0,
-    };
-
-    pub(crate) fn add(&mut self, key: KeyBytes, lsn: Lsn, payload_bytes: usize) {
-        if self.rows == 0 {
-            self.first = key;
-        }
-        self.last = key;
-        self.lsn_min = self.lsn_min.min(lsn);
-        self.lsn_max = self.lsn_max.max(lsn);
-        self.rows += 1;
-        self.payload_bytes = self.payload_bytes.saturating_add(payload_bytes);
-    }
-
-    pub(crate) fn entry(&self) -> GroupEntry {
-        GroupEntry {
-            first: self.first,
-            last: self.last,
-            lsn_min: self.lsn_min,
-            lsn_max: self.lsn_max,
-            rows: u32::try_from(self.rows).unwrap_or(u32::MAX),
-            keys_crc: 0,
-            details_crc: 0,
-        }
-    }
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "it is what map_err gives")]

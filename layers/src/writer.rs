@@ -1,23 +1,20 @@
 //! Writing a layer: rows in, one immutable Parquet object out.
 
 use crate::error::LayerError;
+use crate::group::{GroupWriter, Line};
 use crate::key::Key;
-use crate::object::{About, ObjectEncoder, OpenGroup};
+use crate::object::About;
 use crate::row::{Row, Value, row_crc};
-use crate::schema::{GROUP_PAYLOAD_BYTES_MAX, GROUP_ROWS_MAX, row_properties, row_schema};
+use crate::schema::{row_properties, row_schema};
 use arrow::array::{ArrayRef, BinaryArray, RecordBatch, UInt8Array, UInt32Array, UInt64Array};
 use bytes::Bytes;
 use object_store::ObjectStore;
 use std::sync::Arc;
 use uuid::Uuid;
-use zenith_manifest::{BaseId, LayerEntry, LayerKind};
+use zenith_manifest::{BaseId, KeyBytes, LayerEntry, LayerKind};
 use zenith_pgformat::{BLCKSZ, Lsn, Tli};
 use zenith_store::{Creation, Env, StoreError, TimelinePaths};
 
-/// Rows are handed to the encoder this many at a time ...
-const BATCH_ROWS: usize = 4096;
-/// ... or this many bytes of payload.
-const BATCH_PAYLOAD_BYTES: usize = 1 << 20;
 /// The longest payload: Parquet counts the bytes of a page in 31 bits, and PostgreSQL's records end at 1 GB.
 const PAYLOAD_BYTES_MAX: usize = 1 << 30;
 /// How many ids are tried for one layer.
@@ -46,20 +43,11 @@ impl WriterOptions {
 ///
 /// It holds the encoded object so far, the open row group's encoded pages (at most 16 MB of payload before
 /// compression) and a batch of about 1 MB that is not encoded yet.
+#[derive(Debug)]
 pub struct LayerWriter {
-    options: WriterOptions,
-    encoder: ObjectEncoder,
-    batch: Vec<Row>,
-    batch_bytes: usize,
-    group: OpenGroup,
+    groups: GroupWriter<Row>,
+    base: Option<BaseId>,
     last: Option<(Key, Lsn)>,
-    rows: u64,
-}
-
-impl std::fmt::Debug for LayerWriter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LayerWriter").field("options", &self.options).field("rows", &self.rows).finish()
-    }
 }
 
 /// A layer that is encoded and not yet stored.
@@ -76,36 +64,16 @@ impl LayerWriter {
         if lsn_from > lsn_to || !lsn_to.is_valid() {
             return Err(LayerError::Refused(format!("no row can lie above {lsn_from} and up to {lsn_to}")));
         }
-        Ok(LayerWriter {
-            options,
-            encoder: ObjectEncoder::new(row_schema(), row_properties()?)?,
-            batch: Vec::new(),
-            batch_bytes: 0,
-            group: OpenGroup::EMPTY,
-            last: None,
-            rows: 0,
-        })
+        let groups = GroupWriter::new(options.about, row_schema(), row_properties()?)?;
+        Ok(LayerWriter { groups, base: options.base, last: None })
     }
 
     /// Adds a row. Keys ascend, LSNs of one key ascend; a duplicate or disorder is refused, and so is an LSN that
     /// the layer cannot hold.
     pub fn push(&mut self, row: &Row) -> Result<(), LayerError> {
         self.check(row)?;
-        let bytes = row.value.payload().len();
-        if self.group.rows > 0
-            && (self.group.rows >= GROUP_ROWS_MAX
-                || self.group.payload_bytes + bytes > GROUP_PAYLOAD_BYTES_MAX)
-        {
-            self.end_group()?;
-        }
-        self.batch.push(row.clone());
-        self.batch_bytes += bytes;
-        self.group.add(row.key.to_bytes(), row.lsn, bytes);
+        self.groups.push(row)?;
         self.last = Some((row.key, row.lsn));
-        self.rows += 1;
-        if self.batch.len() >= BATCH_ROWS || self.batch_bytes >= BATCH_PAYLOAD_BYTES {
-            self.write_batch()?;
-        }
         Ok(())
     }
 
@@ -116,7 +84,7 @@ impl LayerWriter {
         {
             return refuse(format!("it does not sort after {key} at {lsn}"));
         }
-        let About { kind, lsn_from, lsn_to, .. } = self.options.about;
+        let About { kind, lsn_from, lsn_to, .. } = self.groups.about();
         let held = match kind {
             LayerKind::Image => row.lsn == lsn_from,
             LayerKind::Delta | LayerKind::Events => lsn_from < row.lsn && row.lsn <= lsn_to,
@@ -139,38 +107,37 @@ impl LayerWriter {
 
     /// Number of rows so far.
     pub fn rows(&self) -> u64 {
-        self.rows
+        self.groups.rows()
     }
 
     /// About how large the object would be if it were finished now; tells when to begin another.
     pub fn estimated_bytes(&self) -> u64 {
-        self.encoder.estimated_bytes().saturating_add(self.batch_bytes as u64)
-    }
-
-    fn write_batch(&mut self) -> Result<(), LayerError> {
-        if !self.batch.is_empty() {
-            self.encoder.write(&to_batch(&self.batch)?)?;
-        }
-        self.batch.clear();
-        self.batch_bytes = 0;
-        Ok(())
-    }
-
-    fn end_group(&mut self) -> Result<(), LayerError> {
-        self.write_batch()?;
-        self.encoder.end_group(self.group.entry())?;
-        self.group = OpenGroup::EMPTY;
-        Ok(())
+        self.groups.estimated_bytes()
     }
 
     /// Ends the layer. A layer without rows is refused: ask [`LayerWriter::rows`].
-    pub fn finish(mut self) -> Result<FinishedLayer, LayerError> {
-        if self.group.rows > 0 {
-            self.end_group()?;
-        }
-        let mut layer = self.encoder.finish(self.options.about)?;
-        layer.entry.base = self.options.base;
+    pub fn finish(self) -> Result<FinishedLayer, LayerError> {
+        let mut layer = self.groups.finish()?;
+        layer.entry.base = self.base;
         Ok(layer)
+    }
+}
+
+impl Line for Row {
+    fn key(&self) -> KeyBytes {
+        self.key.to_bytes()
+    }
+
+    fn lsn(&self) -> Lsn {
+        self.lsn
+    }
+
+    fn payload_bytes(&self) -> usize {
+        self.value.payload().len()
+    }
+
+    fn to_batch(rows: &[Row]) -> Result<RecordBatch, LayerError> {
+        to_batch(rows)
     }
 }
 
