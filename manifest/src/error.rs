@@ -10,7 +10,7 @@ pub enum ManifestError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The object is not what was written. A copy of the store may hold it whole; nothing else helps (I9).
-    #[error("{object} is damaged: {reason}")]
+    #[error("{object} is damaged: {reason}; restore it from a copy of the store")]
     Damaged {
         /// Which object.
         object: String,
@@ -36,12 +36,26 @@ pub enum ManifestError {
         algorithm: u16,
     },
     /// An object that something else names is not there.
-    #[error("{object} is missing, although {named_by} names it")]
+    #[error("{object} is missing, although {named_by} names it: restore it from a copy of the store")]
     Missing {
         /// Which object.
         object: String,
         /// What names it.
         named_by: String,
+    },
+    /// A version that must exist is not there. To go on from an older one would silently forget what it held (I9).
+    #[error("{object} is missing, although {evidence}: restore it from a copy of the store")]
+    Lost {
+        /// Which object.
+        object: String,
+        /// How that is known.
+        evidence: String,
+    },
+    /// A version was asked for that does not exist.
+    #[error("{object} is not in the store: there is no manifest version of that number, or it was lost")]
+    NoVersion {
+        /// Which object.
+        object: String,
     },
 }
 

@@ -21,6 +21,17 @@ const HINT_BYTES_MAX: u64 = 64;
 /// How often the newest version is looked for while GC moves the boundary over what was found.
 const LATEST_TRIES: u32 = 8;
 
+/// What probing found.
+enum Probed {
+    /// The newest version.
+    Found(Arc<Root>),
+    /// No version to begin with.
+    Nothing {
+        /// What the hint says; 0 if nothing.
+        hinted: u64,
+    },
+}
+
 /// The manifest of one timeline. Cheap to share; remembers what it has read.
 #[derive(Debug)]
 pub struct ManifestStore {
@@ -60,11 +71,15 @@ impl ManifestStore {
     /// The newest version; version 0 if the timeline has none yet.
     pub async fn latest(&self) -> Result<Arc<Root>, ManifestError> {
         for _ in 0..LATEST_TRIES {
-            let root = match self.newest_by_probing().await? {
-                Some(root) => Some(root),
-                None => self.newest_by_listing().await?,
+            let (root, hinted) = match self.newest_by_probing().await? {
+                Probed::Found(root) => (Some(root), 0),
+                Probed::Nothing { hinted } => (self.newest_by_listing().await?, hinted),
             };
             let void = self.void_up_to().await?;
+            let listed = root.as_ref().map_or(0, |root| root.version);
+            if hinted > void && listed < hinted {
+                return Err(self.lost_newest(hinted, listed));
+            }
             match root {
                 Some(root) if root.version > void => {
                     self.remember(&root);
@@ -88,9 +103,7 @@ impl ManifestStore {
         let path = self.paths.manifest(n);
         match get_if_present(&*self.objects, &path, ROOT_BYTES_MAX).await? {
             Some(bytes) => self.decode(&Numbered { n, bytes }),
-            None => {
-                Err(ManifestError::Missing { object: path.to_string(), named_by: "the request".to_owned() })
-            }
+            None => Err(ManifestError::NoVersion { object: path.to_string() }),
         }
     }
 
@@ -173,31 +186,56 @@ impl ManifestStore {
         }
     }
 
-    /// From what is remembered, else from the hint; `None` where neither leads to a version that exists.
-    async fn newest_by_probing(&self) -> Result<Option<Arc<Root>>, ManifestError> {
-        let known = match self.remembered() {
-            Some(root) => root,
-            None => match self.hinted().await? {
-                Some(found) => self.decode(&found)?,
-                None => return Ok(None),
-            },
+    /// From what is remembered, else from the hint.
+    async fn newest_by_probing(&self) -> Result<Probed, ManifestError> {
+        if let Some(known) = self.remembered() {
+            return Ok(Probed::Found(self.newest_from(known).await?));
+        }
+        let hinted = self.hinted().await?;
+        let Some(found) = self.sequence().get_if(hinted).await? else {
+            return Ok(Probed::Nothing { hinted });
         };
+        let newest = self.newest_from(self.decode(&found)?).await?;
+        self.must_be_last(newest.version).await?;
+        Ok(Probed::Found(newest))
+    }
+
+    async fn newest_from(&self, known: Arc<Root>) -> Result<Arc<Root>, ManifestError> {
         match self.sequence().newest_above(known.version).await? {
-            Some(newer) => self.decode(&newer).map(Some),
-            None => Ok(Some(known)),
+            Some(newer) => self.decode(&newer),
+            None => Ok(known),
         }
     }
 
-    async fn hinted(&self) -> Result<Option<Numbered>, ManifestError> {
-        let Some(hint) = get_if_present(&*self.objects, &self.paths.manifest_hint(), HINT_BYTES_MAX).await?
-        else {
-            return Ok(None);
-        };
-        let number = std::str::from_utf8(&hint).ok().and_then(|text| text.parse::<u64>().ok());
-        match number.filter(|&n| n > 0) {
-            Some(n) => self.sequence().get(n).await,
-            None => Ok(None),
+    /// What the hint says; 0 where there is none that reads as a number.
+    async fn hinted(&self) -> Result<u64, ManifestError> {
+        let hint = get_if_present(&*self.objects, &self.paths.manifest_hint(), HINT_BYTES_MAX).await?;
+        let number = hint.as_deref().and_then(|hint| std::str::from_utf8(hint).ok()?.parse::<u64>().ok());
+        Ok(number.unwrap_or(0))
+    }
+
+    /// Numbers are consecutive: the one after the next can be there only if the next one is, or was lost.
+    async fn must_be_last(&self, newest: u64) -> Result<(), ManifestError> {
+        let (next, after) = (newest.saturating_add(1), newest.saturating_add(2));
+        let sequence = self.sequence();
+        // Two commits may just have happened; so the next one is asked for last.
+        if sequence.get(after).await?.is_none()
+            || sequence.get(next).await?.is_some()
+            || self.void_up_to().await? >= next
+        {
+            return Ok(());
         }
+        let (object, after) = (self.paths.manifest(next).to_string(), self.paths.manifest(after));
+        Err(ManifestError::Lost { object, evidence: format!("{after} follows it") })
+    }
+
+    /// The hint is written after the version that it names, and versions are collected from the lower end only.
+    fn lost_newest(&self, hinted: u64, listed: u64) -> ManifestError {
+        let evidence = format!(
+            "{} names it and the newest version that is there is {listed} (whoever removes that hint goes back to it)",
+            self.paths.manifest_hint()
+        );
+        ManifestError::Lost { object: self.paths.manifest(hinted).to_string(), evidence }
     }
 
     async fn newest_by_listing(&self) -> Result<Option<Arc<Root>>, ManifestError> {

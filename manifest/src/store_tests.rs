@@ -2,6 +2,7 @@ use super::*;
 use crate::change::{Change, apply};
 use crate::check::RECENT_MAX;
 use crate::codec::encode_root;
+use crate::error::CommitError;
 use crate::root::Role;
 use crate::testing::*;
 use bytes::Bytes;
@@ -33,13 +34,46 @@ async fn the_newest_version_is_found_whatever_the_hint_says() {
     let store = Store::memory();
     let newest = filled(&store, 20).await.latest().await.unwrap();
     assert_eq!(newest.version, 22);
-    for hint in ["22", "21", "1", "7", "23", "0", "999999", "-1", "x", "", "18446744073709551615"] {
+    for hint in ["22", "21", "1", "7", "0", "-1", "x", ""] {
         put_hint(&*store.objects, &paths(&store).manifest_hint(), hint.into()).await.unwrap();
         let found = manifest(&store, test_env(2)).latest().await.unwrap();
         assert_eq!(found, newest, "hint {hint:?}");
     }
     store.objects.delete(&paths(&store).manifest_hint()).await.unwrap();
     assert_eq!(manifest(&store, test_env(2)).latest().await.unwrap(), newest);
+}
+
+#[tokio::test]
+async fn a_newest_version_that_was_lost_is_told_and_no_older_one_takes_its_place() {
+    let store = Store::memory();
+    filled(&store, 20).await;
+    store.objects.delete(&paths(&store).manifest(22)).await.unwrap();
+    let lost = manifest(&store, test_env(2)).latest().await.unwrap_err();
+    assert!(
+        matches!(&lost, ManifestError::Lost { object, .. } if *object == paths(&store).manifest(22).to_string()),
+        "{lost}"
+    );
+    let commit = manifest(&store, test_env(2)).take_epoch(Role::Slicer).await.unwrap_err();
+    assert!(matches!(commit, CommitError::Manifest(ManifestError::Lost { .. })), "{commit}");
+    for hint in ["23", "999999", "18446744073709551615"] {
+        put_hint(&*store.objects, &paths(&store).manifest_hint(), hint.into()).await.unwrap();
+        let lost = manifest(&store, test_env(2)).latest().await.unwrap_err();
+        assert!(lost.to_string().contains(hint) && lost.to_string().contains("manifest-hint"), "{lost}");
+    }
+    store.objects.delete(&paths(&store).manifest_hint()).await.unwrap();
+    assert_eq!(manifest(&store, test_env(2)).latest().await.unwrap().version, 21);
+}
+
+#[tokio::test]
+async fn a_version_lost_between_others_does_no_harm_unless_the_way_to_the_newest_leads_over_it() {
+    let store = Store::memory();
+    let newest = filled(&store, 20).await.latest().await.unwrap();
+    store.objects.delete(&paths(&store).manifest(21)).await.unwrap();
+    assert_eq!(manifest(&store, test_env(2)).latest().await.unwrap(), newest);
+    put_hint(&*store.objects, &paths(&store).manifest_hint(), "20".into()).await.unwrap();
+    let lost = manifest(&store, test_env(2)).latest().await.unwrap_err();
+    let names_both = [21, 22].iter().all(|n| lost.to_string().contains(paths(&store).manifest(*n).as_ref()));
+    assert!(matches!(lost, ManifestError::Lost { .. }) && names_both, "{lost}");
 }
 
 #[tokio::test]
@@ -51,7 +85,7 @@ async fn reading_the_newest_version_takes_few_requests_and_lists_nothing() {
     let cold = manifest_on(counting, &store, test_env(2));
     cold.latest().await.unwrap();
     let first = counts.snapshot();
-    assert_eq!((first.requests(), first.lists), (4, 0), "hint, version, next version, boundary");
+    assert_eq!((first.requests(), first.lists), (5, 0), "hint, version, the next two, boundary");
     cold.latest().await.unwrap();
     let again = counts.snapshot().since(&first);
     assert_eq!((again.requests(), again.lists), (2, 0), "next version, boundary");
@@ -65,7 +99,7 @@ async fn an_old_version_stays_as_it_was() {
     assert_eq!((third.version, third.sliced.as_ref().unwrap().lsn.0), (3, 101));
     let missing = manifest.version(8).await.unwrap_err();
     assert!(
-        matches!(&missing, ManifestError::Missing { object, .. } if object.ends_with("08.manifest")),
+        matches!(&missing, ManifestError::NoVersion { object } if object.ends_with("08.manifest")),
         "{missing}"
     );
 }

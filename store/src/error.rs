@@ -21,7 +21,7 @@ pub enum StoreError {
         reason: String,
     },
     /// The object is there, but is not what it must be. Trying again does not help.
-    #[error("{object} is damaged: {reason}")]
+    #[error("{object} is damaged: {reason}; restore it from a copy of the store")]
     Corrupt {
         /// Which object.
         object: String,
