@@ -1,14 +1,10 @@
 //! A store that counts what it is asked: for `--explain`, and for tests that hold a budget of requests.
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::path::Path;
-use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
-};
+use object_store::{GetOptions, GetResult, ObjectStore, PutOptions, PutPayload, PutResult, Result};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -103,6 +99,14 @@ impl CountingStore {
     pub fn counts(&self) -> Arc<Counts> {
         Arc::clone(&self.counts)
     }
+
+    fn count_list(&self) {
+        add(&self.counts.lists, 1);
+    }
+
+    fn count_other(&self) {
+        add(&self.counts.others, 1);
+    }
 }
 
 fn add(counter: &AtomicU64, amount: u64) {
@@ -121,72 +125,45 @@ impl fmt::Display for CountingStore {
     }
 }
 
-#[async_trait]
-#[deny(clippy::missing_trait_methods)]
-impl ObjectStore for CountingStore {
-    async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
-        add(&self.counts.puts, 1);
-        add(&self.counts.bytes_put, payload.content_length() as u64);
-        self.inner.put_opts(location, payload, opts).await
-    }
+crate::forward_object_store! {
+    impl ObjectStore for CountingStore by inner {
+        forward put_multipart_opts(count_other), list(count_list), list_with_offset(count_list),
+            list_with_delimiter(count_list), copy_opts(count_other), rename_opts(count_other);
 
-    async fn put_multipart_opts(
-        &self,
-        location: &Path,
-        opts: PutMultipartOptions,
-    ) -> Result<Box<dyn MultipartUpload>> {
-        add(&self.counts.others, 1);
-        self.inner.put_multipart_opts(location, opts).await
-    }
-
-    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        let head = options.head;
-        add(if head { &self.counts.heads } else { &self.counts.gets }, 1);
-        let result = self.inner.get_opts(location, options).await?;
-        if !head {
-            add(&self.counts.bytes_got, result.range.end.saturating_sub(result.range.start));
+        async fn put_opts(
+            &self,
+            location: &Path,
+            payload: PutPayload,
+            opts: PutOptions,
+        ) -> Result<PutResult> {
+            add(&self.counts.puts, 1);
+            add(&self.counts.bytes_put, payload.content_length() as u64);
+            self.inner.put_opts(location, payload, opts).await
         }
-        Ok(result)
-    }
 
-    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        add(&self.counts.gets, 1);
-        let parts = self.inner.get_ranges(location, ranges).await?;
-        add(&self.counts.bytes_got, parts.iter().map(|part| part.len() as u64).sum());
-        Ok(parts)
-    }
+        async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+            let head = options.head;
+            add(if head { &self.counts.heads } else { &self.counts.gets }, 1);
+            let result = self.inner.get_opts(location, options).await?;
+            if !head {
+                add(&self.counts.bytes_got, result.range.end.saturating_sub(result.range.start));
+            }
+            Ok(result)
+        }
 
-    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        let counts = Arc::clone(&self.counts);
-        self.inner.delete_stream(locations.inspect(move |_| add(&counts.deletes, 1)).boxed())
-    }
+        async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+            add(&self.counts.gets, 1);
+            let parts = self.inner.get_ranges(location, ranges).await?;
+            add(&self.counts.bytes_got, parts.iter().map(|part| part.len() as u64).sum());
+            Ok(parts)
+        }
 
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        add(&self.counts.lists, 1);
-        self.inner.list(prefix)
-    }
-
-    fn list_with_offset(
-        &self,
-        prefix: Option<&Path>,
-        offset: &Path,
-    ) -> BoxStream<'static, Result<ObjectMeta>> {
-        add(&self.counts.lists, 1);
-        self.inner.list_with_offset(prefix, offset)
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        add(&self.counts.lists, 1);
-        self.inner.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        add(&self.counts.others, 1);
-        self.inner.copy_opts(from, to, options).await
-    }
-
-    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
-        add(&self.counts.others, 1);
-        self.inner.rename_opts(from, to, options).await
+        fn delete_stream(
+            &self,
+            locations: BoxStream<'static, Result<Path>>,
+        ) -> BoxStream<'static, Result<Path>> {
+            let counts = Arc::clone(&self.counts);
+            self.inner.delete_stream(locations.inspect(move |_| add(&counts.deletes, 1)).boxed())
+        }
     }
 }

@@ -4,6 +4,7 @@
 pub mod count;
 pub mod env;
 pub mod error;
+mod forward;
 pub mod get;
 mod http;
 pub mod open;
