@@ -203,6 +203,12 @@ impl Layer {
         Ok(rows)
     }
 
+    /// Which payload page holds a row, and how many bytes that has when it is decoded.
+    pub(crate) fn decoded_page(&self, pick: &Pick) -> Result<(usize, usize), LayerError> {
+        let position = self.page_of(pick)?;
+        Ok((position, self.footer.pages.get(position).map_or(0, |page| page.decoded as usize)))
+    }
+
     fn page_of(&self, pick: &Pick) -> Result<usize, LayerError> {
         let page = self.footer.page_of(pick.group as usize, pick.found.row);
         page.ok_or_else(|| self.damaged(format!("no page holds {} at {}", pick.found.key, pick.found.lsn)))

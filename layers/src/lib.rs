@@ -24,6 +24,7 @@ pub mod set;
 mod set_tests;
 #[cfg(test)]
 mod store_tests;
+pub mod stream;
 #[cfg(test)]
 mod test_env;
 #[cfg(test)]
@@ -39,4 +40,5 @@ pub use map::{LayerMap, ReadMode, UsedBase};
 pub use reader::{CacheOptions, LayerCaches, LayerStore};
 pub use row::{Row, Source, Value};
 pub use set::{EventLayer, HistoryChunk, KeyHistory, LayerSet};
+pub use stream::{RowChunk, RowLimit, Span};
 pub use writer::{FinishedLayer, LayerWriter, WriterOptions, store_layer};

@@ -17,7 +17,7 @@ use zenith_pgformat::Lsn;
 
 /// Footers that are opened, and row groups whose keys are loaded and searched, at the same time: what a search holds in
 /// memory beyond what it found.
-const PARALLEL: usize = 16;
+pub(crate) const PARALLEL: usize = 16;
 
 /// What is known of one key at an LSN.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -78,18 +78,18 @@ struct Level<'a> {
 }
 
 /// A layer that a read must look into, and the LSNs that count: `after < lsn <= upto`.
-struct Source {
-    entry: Arc<LayerEntry>,
+pub(crate) struct Source {
+    pub(crate) entry: Arc<LayerEntry>,
     store: Arc<LayerStore>,
     after: Lsn,
     upto: Lsn,
 }
 
 /// An open [`Source`].
-struct Opened {
-    layer: Layer,
-    after: Lsn,
-    upto: Lsn,
+pub(crate) struct Opened {
+    pub(crate) layer: Layer,
+    pub(crate) after: Lsn,
+    pub(crate) upto: Lsn,
 }
 
 impl LayerSet {
@@ -171,7 +171,8 @@ impl LayerSet {
     /// rows of deltas at or below the LSN of the base image used. Keys that lie in several ranges come once.
     ///
     /// Memory: all that is returned, and 56 bytes for every row that was looked at to choose it; see
-    /// [`LayerSet::history_chunk`] for wide ranges.
+    /// [`LayerSet::history_chunk`] for wide ranges of short histories, [`LayerSet::starts`] and [`LayerSet::rows`] for
+    /// histories of any length.
     pub async fn history(
         &self,
         ranges: &[KeyRange],
@@ -219,7 +220,7 @@ impl LayerSet {
     }
 
     /// The layers that a history may have rows in.
-    fn history_sources(
+    pub(crate) fn history_sources(
         &self,
         ranges: &[KeyRange],
         upto: Lsn,
@@ -303,7 +304,7 @@ impl Inner {
     }
 }
 
-async fn open(sources: Vec<Source>) -> Result<Vec<Opened>, LayerError> {
+pub(crate) async fn open(sources: Vec<Source>) -> Result<Vec<Opened>, LayerError> {
     let opened = iter(sources).map(|source| async move {
         let Source { entry, store, after, upto } = source;
         Ok(Opened { layer: store.open(&entry).await?, after, upto })
@@ -311,7 +312,7 @@ async fn open(sources: Vec<Source>) -> Result<Vec<Opened>, LayerError> {
     opened.buffered(PARALLEL).try_collect().await
 }
 
-fn object_of(layers: &[Opened], layer: u32) -> String {
+pub(crate) fn object_of(layers: &[Opened], layer: u32) -> String {
     layers.get(layer as usize).map(|opened| opened.layer.path().to_string()).unwrap_or_default()
 }
 
@@ -383,7 +384,7 @@ fn after(key: &Key, range: &KeyRange) -> Option<KeyRange> {
 }
 
 /// The rows of the candidates, in their order: one wave of requests.
-async fn fetch(layers: &[Opened], candidates: &[Candidate]) -> Result<Vec<Row>, LayerError> {
+pub(crate) async fn fetch(layers: &[Opened], candidates: &[Candidate]) -> Result<Vec<Row>, LayerError> {
     let mut by_layer: BTreeMap<u32, (Vec<usize>, Vec<Pick>)> = BTreeMap::new();
     for (place, row) in candidates.iter().enumerate() {
         let (places, picks) = by_layer.entry(row.layer).or_default();

@@ -1,11 +1,12 @@
 //! A set of layers answers as a model that keeps all rows in memory, however the rows lie in layers (I8).
 
 use crate::error::LayerError;
-use crate::key::{Key, KeyRange};
+use crate::key::{Key, KeyRange, Slru};
 use crate::map::ReadMode;
 use crate::reader::{CacheOptions, LayerCaches};
 use crate::row::{Row, Source, Value};
 use crate::set::{KeyHistory, LayerSet};
+use crate::stream::{RowLimit, Span};
 use crate::test_env::Place;
 use crate::test_rows::{any_key, any_key_range, any_value};
 use crate::writer::WriterOptions;
@@ -293,6 +294,90 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    #[test]
+    fn the_rows_from_the_starts_on_are_the_histories_whatever_the_limit(
+        family in any_family(),
+        ranges in vec(any_key_range(), 1..4),
+        upto in 0..LSN_MAX + 20,
+        rows in 0usize..12,
+        bytes in prop_oneof![Just(0usize), Just(9000), Just(usize::MAX)],
+    ) {
+        run(async {
+            let set = store_family(&family, &LayerCaches::new(CacheOptions::default())).await;
+            let (upto, limit) = (Lsn(upto), RowLimit { rows, bytes });
+            let histories = expected(&family, &ranges, upto.0, ReadMode::Serve);
+            let starts = set.starts(&ranges, upto, ReadMode::Serve).await.unwrap();
+            let oldest = |history: &KeyHistory| (history.key, history.rows.last().unwrap().lsn);
+            let model = histories.iter().filter(|history| history.started()).map(oldest);
+            assert_eq!(starts, model.collect::<Vec<_>>());
+
+            let starts: BTreeMap<Key, Lsn> = starts.into_iter().collect();
+            let keys = keys_of(&family).into_iter();
+            let keys = keys.filter(|key| ranges.iter().any(|range| range.contains(key)));
+            let from = |key: &Key| starts.get(key).copied().unwrap_or_default();
+            let mut spans: Vec<Span> = keys.map(|key| Span { key, from: from(&key), upto }).collect();
+            let mut found = Vec::new();
+            while !spans.is_empty() {
+                let chunk = set.rows(&spans, upto, ReadMode::Serve, limit).await.unwrap();
+                assert!(chunk.rows.len() <= rows.max(1), "{} rows", chunk.rows.len());
+                let payload: usize = chunk.rows.iter().map(|row| row.value.payload().len()).sum();
+                assert!(payload <= bytes.max(64 << 10), "{payload} bytes");
+                assert!(!chunk.rows.is_empty() || chunk.rest.is_empty());
+                found.extend(chunk.rows);
+                spans = chunk.rest;
+            }
+            let mut model: Vec<Row> = histories.into_iter().flat_map(|history| history.rows).collect();
+            model.sort_by_key(|row| (row.key, row.lsn));
+            assert_eq!(found, model);
+        });
+    }
+}
+
+#[tokio::test]
+async fn part_of_a_history_is_read_without_the_rest() {
+    let place = Place::new();
+    let key = Key::slru_page(Slru::Xact, 0, 0);
+    let edit = |lsn| Timeline::row(key, lsn, &Value::Edit(Bytes::from(vec![lsn as u8; 20])));
+    let mut entries = Vec::new();
+    for layer in 0..20u64 {
+        let rows: Vec<Row> = (layer * 10 + 1..=layer * 10 + 10).map(edit).collect();
+        let options = WriterOptions::delta(1, Lsn(layer * 10), Lsn(layer * 10 + 10));
+        entries.push(place.layer(options, &rows).await);
+    }
+    let cold = place.cold(0);
+    let set = LayerSet::new(cold, entries, None).unwrap();
+    let limit = RowLimit { rows: 15, bytes: usize::MAX };
+    let (span, before) = (Span { key, from: Lsn(91), upto: Lsn(200) }, place.gets());
+    let chunk = set.rows(&[span], Lsn(200), ReadMode::Serve, limit).await.unwrap();
+    assert_eq!(chunk.rows, (91..=105).map(edit).collect::<Vec<_>>());
+    assert_eq!(chunk.rest, [Span { from: Lsn(106), ..span }]);
+    let spent = place.gets() - before;
+    // Eleven footers; no keys or payload of the layers below; of those above at most what was looked into meanwhile.
+    assert!((11 + 2 + 2..=11 + 11 + 2 * 2).contains(&spent), "{spent} requests");
+}
+
+#[tokio::test]
+async fn rows_take_no_more_payload_pages_at_a_time_than_they_may() {
+    let place = Place::new();
+    // Of every key one row, each in a payload page of its own.
+    let row = |block: u32| {
+        let key = Key::slru_page(Slru::Xact, 0, block);
+        Timeline::row(key, 5, &Value::Edit(Bytes::from(vec![block as u8; 70_000])))
+    };
+    let rows: Vec<Row> = (0..8).map(row).collect();
+    let entry = place.layer(WriterOptions::delta(1, Lsn(1), Lsn(9)), &rows).await;
+    let set = LayerSet::new(Arc::clone(&place.store), [entry], None).unwrap();
+    let spans: Vec<Span> = rows.iter().map(|row| Span { key: row.key, from: Lsn(5), upto: Lsn(9) }).collect();
+    for (bytes, taken) in [(0, 1), (140_007, 1), (140_008, 2), (usize::MAX, 8)] {
+        let limit = RowLimit { rows: 100, bytes };
+        let chunk = set.rows(&spans, Lsn(9), ReadMode::Serve, limit).await.unwrap();
+        assert_eq!((chunk.rows.len(), chunk.rest.len()), (taken, 8 - taken), "{bytes}");
+        assert_eq!(chunk.rest, spans[taken..]);
+    }
+}
+
 #[tokio::test]
 async fn two_layers_with_one_value_are_an_error_that_names_both() {
     let place = Place::new();
@@ -300,9 +385,12 @@ async fn two_layers_with_one_value_are_an_error_that_names_both() {
     let a = place.layer(WriterOptions::delta(1, Lsn(1), Lsn(9)), std::slice::from_ref(&row)).await;
     let b = place.layer(WriterOptions::delta(1, Lsn(1), Lsn(9)), &[row]).await;
     let set = LayerSet::new(Arc::clone(&place.store), [Arc::clone(&a), Arc::clone(&b)], None).unwrap();
+    let limit = RowLimit { rows: 1, bytes: 0 };
+    let span = |from| Span { key: Key::CHECKPOINT, from: Lsn(from), upto: Lsn(9) };
     let errors = [
         set.history(&[ALL], Lsn(9), ReadMode::Serve).await.unwrap_err(),
         set.versions(&[ALL], Lsn(0), Lsn(9)).await.unwrap_err(),
+        set.rows(&[span(1)], Lsn(9), ReadMode::Serve, limit).await.unwrap_err(),
     ];
     for error in errors {
         let text = error.to_string();
@@ -328,6 +416,11 @@ async fn an_image_of_no_base_stands_for_what_led_to_it() {
     assert_eq!(read(5).await, [edit(5), at(3, 1)]);
     assert_eq!(read(6).await, [at(5, 9)]);
     assert_eq!(read(8).await, [edit(7), at(5, 9)]);
+    let (spans, limit) =
+        ([Span { key: Key::CHECKPOINT, from: Lsn(5), upto: Lsn(9) }], RowLimit { rows: 1, bytes: 0 });
+    let first = set.rows(&spans, Lsn(8), ReadMode::Serve, limit).await.unwrap();
+    let second = set.rows(&first.rest, Lsn(8), ReadMode::Serve, limit).await.unwrap();
+    assert_eq!((first.rows, second.rows, second.rest), (vec![at(5, 9)], vec![edit(7)], vec![]));
 }
 
 #[tokio::test]
@@ -368,5 +461,7 @@ fn reads_can_be_spawned() {
     spawnable(&set.history(&[ALL], Lsn(1), ReadMode::Serve));
     spawnable(&set.history_chunk(ALL, Lsn(1), ReadMode::Serve, 1));
     spawnable(&set.versions(&[ALL], Lsn(1), Lsn(2)));
+    spawnable(&set.starts(&[ALL], Lsn(1), ReadMode::Serve));
+    spawnable(&set.rows(&[], Lsn(1), ReadMode::Serve, RowLimit { rows: 1, bytes: 1 }));
     spawnable(&set.events(Lsn(1), Lsn(2)));
 }
