@@ -8,86 +8,15 @@ use crate::row::{Row, Source, Value};
 use crate::set::LayerSet;
 use crate::test_env::{Place, written};
 use crate::writer::WriterOptions;
-use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::BoxStream;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
-use object_store::path::Path;
-use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
-};
-use std::fmt;
+use object_store::{GetOptions, ObjectStore, PutOptions};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use zenith_pgformat::Lsn;
 use zenith_store::StoreError;
-
-/// A store whose first puts fail: the bytes arrive or not, the answer is lost, and so is every attempt to look.
-#[derive(Debug)]
-struct Flaky {
-    inner: InMemory,
-    failing: AtomicUsize,
-    applied: bool,
-    blind: bool,
-}
-
-impl fmt::Display for Flaky {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a store that fails")
-    }
-}
-
-fn lost() -> Error {
-    Error::Generic { store: "flaky", source: "the connection was reset".into() }
-}
-
-#[async_trait]
-impl ObjectStore for Flaky {
-    async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        let left = self.failing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        if left.is_err() {
-            return self.inner.put_opts(path, payload, options).await;
-        }
-        if self.applied {
-            self.inner.put_opts(path, payload, options).await?;
-        }
-        Err(lost())
-    }
-
-    async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        if self.blind && self.failing.load(Ordering::SeqCst) > 0 {
-            Err(lost())
-        } else {
-            self.inner.get_opts(path, options).await
-        }
-    }
-
-    async fn put_multipart_opts(
-        &self,
-        path: &Path,
-        options: PutMultipartOptions,
-    ) -> Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(path, options).await
-    }
-
-    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(paths)
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.inner.copy_opts(from, to, options).await
-    }
-}
+use zenith_testkit::env::JumpingClock;
+use zenith_testkit::faults::{Fault, FaultStore, Operation, Rule};
 
 fn rows() -> Vec<Row> {
     let row = |n: u8| Row {
@@ -103,8 +32,14 @@ fn options() -> WriterOptions {
     WriterOptions::delta(1, Lsn(1), Lsn(8))
 }
 
-fn flaky(failing: usize, applied: bool, blind: bool) -> Place {
-    let store = Flaky { inner: InMemory::new(), failing: AtomicUsize::new(failing), applied, blind };
+/// A store whose first puts fail, done or not; with `blind`, so does every attempt to look meanwhile.
+fn flaky(failing: u64, applied: bool, blind: bool) -> Place {
+    let store = FaultStore::new(Arc::new(InMemory::new()), Arc::new(JumpingClock::default()), 1);
+    let fault = if applied { Fault::AppliedButLost } else { Fault::Reset };
+    store.faults().add(Rule::new(fault).on(Operation::Put).times(failing));
+    if blind {
+        store.faults().add(Rule::new(Fault::Reset).on(Operation::Get).times(failing));
+    }
     Place::over(Arc::new(store), 1, LayerCaches::new(CacheOptions::default()))
 }
 

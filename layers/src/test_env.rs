@@ -1,4 +1,4 @@
-//! A place to store layers in tests: memory, ids that count up, a clock that stands still.
+//! A place to store layers in tests: in memory, with an environment that repeats.
 
 use crate::error::LayerError;
 use crate::reader::{CacheOptions, LayerCaches, LayerStore};
@@ -8,39 +8,10 @@ use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 use zenith_manifest::LayerEntry;
-use zenith_store::{Clock, ClusterPaths, CountingStore, Env, IdSource, TimelineId};
-
-#[derive(Debug)]
-struct Ids {
-    place: u128,
-    next: AtomicU64,
-}
-
-impl IdSource for Ids {
-    fn fresh(&self) -> Uuid {
-        Uuid::from_u128(self.place << 64 | u128::from(self.next.fetch_add(1, Ordering::Relaxed)))
-    }
-}
-
-#[derive(Debug)]
-struct StillClock;
-
-#[async_trait::async_trait]
-impl Clock for StillClock {
-    fn now(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH
-    }
-
-    fn elapsed(&self) -> Duration {
-        Duration::ZERO
-    }
-
-    async fn sleep(&self, _: Duration) {}
-}
+use zenith_store::{ClusterPaths, CountingStore, Env, TimelineId};
+use zenith_testkit::env::test_env;
 
 /// A timeline's layers in memory, with a count of requests.
 pub(crate) struct Place {
@@ -64,13 +35,11 @@ impl Place {
     }
 
     pub(crate) fn over(objects: Arc<dyn ObjectStore>, number: u128, caches: LayerCaches) -> Place {
-        let ids = Ids { place: number, next: AtomicU64::new(1) };
-        let env = Env { clock: Arc::new(StillClock), ids: Arc::new(ids) };
         let objects = Arc::new(CountingStore::new(objects));
         let id = TimelineId(Uuid::from_u128(number));
         let paths = ClusterPaths::new(&Path::from("test"), "main").timeline(id);
         let store = LayerStore::new(Arc::clone(&objects) as Arc<dyn ObjectStore>, paths, caches);
-        Place { env, objects, store }
+        Place { env: test_env(number as u64), objects, store }
     }
 
     /// The same objects with empty caches; layers of up to `whole_bytes` are read whole.
