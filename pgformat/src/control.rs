@@ -352,6 +352,3 @@ fn check_sizes(bytes: &[u8]) -> Option<Result<(), ControlError>> {
     }
     Some(Ok(()))
 }
-
-#[cfg(test)]
-mod tests;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "only tests use this: a broken expectation is a failed test")]
 
 pub mod conformance;
+pub mod control;
 pub mod env;
 pub mod faults;
 pub mod mask;

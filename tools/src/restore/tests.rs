@@ -6,9 +6,9 @@ use std::path::Path;
 use zenith_ingest::model::Parameters;
 use zenith_layers::Slru;
 use zenith_pgformat::checkpoint::CheckPoint;
-use zenith_pgformat::control::{BuildSizes, ControlFile, DbState, WalLevel};
-use zenith_pgformat::wal_name::WalSegSize;
+use zenith_pgformat::control::{ControlFile, DbState};
 use zenith_pgformat::{BLCKSZ, Fork, RelNode, Xid};
+use zenith_testkit::control::{checkpoint, control_file};
 
 /// A small cluster at 0/3000000, the start of a segment, so that its WAL has no head.
 pub(crate) fn facts() -> Facts {
@@ -17,46 +17,13 @@ pub(crate) fn facts() -> Facts {
         last_record: Lsn(0x2FF_FF00),
         tli: 1,
         control: ControlFile {
-            system_identifier: 77,
             state: DbState::InProduction,
-            time: 0,
             checkpoint: Lsn(0x200_0028),
             checkpoint_copy: CheckPoint::default(),
-            unlogged_lsn: Lsn(1000),
-            min_recovery_point: Lsn(0),
-            min_recovery_point_tli: 0,
-            backup_start_point: Lsn(0),
-            backup_end_point: Lsn(0),
-            backup_end_required: false,
-            wal_level: WalLevel::Replica,
-            wal_log_hints: false,
-            max_connections: 100,
-            max_worker_processes: 8,
-            max_wal_senders: 10,
-            max_prepared_xacts: 0,
-            max_locks_per_xact: 64,
-            track_commit_timestamp: false,
-            wal_segment_size: WalSegSize::DEFAULT,
-            build: BuildSizes {
-                max_align: 8,
-                name_data_len: 64,
-                index_max_keys: 32,
-                toast_max_chunk_size: 1996,
-                large_object_block: 2048,
-                float8_by_val: true,
-            },
             data_checksum_version: 1,
-            mock_authentication_nonce: [0; 32],
+            ..control_file()
         },
-        checkpoint: CheckPoint {
-            next_xid: 750,
-            next_oid: 24_576,
-            next_multi: 1,
-            oldest_xid: 717,
-            oldest_multi: 1,
-            full_page_writes: true,
-            ..CheckPoint::default()
-        },
+        checkpoint: CheckPoint { tli: 0, prev_tli: 0, next_xid: 750, next_oid: 24_576, ..checkpoint() },
         next_xid: 800,
         parameters: Parameters {
             max_connections: 100,

@@ -1,38 +1,27 @@
-use super::*;
-use proptest::prelude::*;
+//! The control file: what is written reads back, and what no stock server wrote is refused by name.
 
+use proptest::prelude::*;
+use zenith_pgformat::Lsn;
+use zenith_pgformat::checkpoint::CheckPoint;
+use zenith_pgformat::control::{CONTROL_FILE_LEN, ControlError, ControlFile};
+use zenith_testkit::control::control_file;
+
+/// `offsetof(ControlFileData, crc)` (catalog/pg_control.h).
+const CRC_OFFSET: usize = 288;
+
+/// Every field with a value of its own.
 fn sample() -> ControlFile {
     ControlFile {
         system_identifier: 7_300_000_000_000_000_001,
-        state: DbState::Shutdowned,
         time: 1_700_000_000,
         checkpoint: Lsn(0x16B_3748),
         checkpoint_copy: CheckPoint { redo: Lsn(0x16B_3748), tli: 3, prev_tli: 2, ..CheckPoint::default() },
-        unlogged_lsn: Lsn(1000),
-        min_recovery_point: Lsn(0),
-        min_recovery_point_tli: 0,
-        backup_start_point: Lsn(0),
-        backup_end_point: Lsn(0),
-        backup_end_required: false,
-        wal_level: WalLevel::Replica,
         wal_log_hints: true,
-        max_connections: 100,
-        max_worker_processes: 8,
-        max_wal_senders: 10,
         max_prepared_xacts: 5,
-        max_locks_per_xact: 64,
         track_commit_timestamp: true,
-        wal_segment_size: WalSegSize::DEFAULT,
-        build: BuildSizes {
-            max_align: 8,
-            name_data_len: 64,
-            index_max_keys: 32,
-            toast_max_chunk_size: 1996,
-            large_object_block: 2048,
-            float8_by_val: true,
-        },
         data_checksum_version: 1,
         mock_authentication_nonce: [7; 32],
+        ..control_file()
     }
 }
 
