@@ -11,6 +11,7 @@ pub mod checkpoint;
 pub mod control;
 pub mod history;
 pub mod lsn;
+pub mod mask;
 pub mod page;
 pub mod rel;
 pub mod relmap;

@@ -275,7 +275,7 @@ fn compare_page(
         // (`RelationCopyStorageUsingBuffer`, bufmgr.c). A bit less is always safe.
         Fork::Vm if node.db >= FIRST_USER_DATABASE => (24..BLCKSZ).find(|at| ours[*at] & !theirs[*at] != 0),
         Fork::Vm => (24..BLCKSZ).find(|at| ours[*at] != theirs[*at]),
-        _ => first_difference(ours, theirs),
+        _ => first_difference(ours, theirs, block),
     };
     if let Some(at) = differs
         && !is_sequence(theirs)

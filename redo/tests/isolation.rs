@@ -277,7 +277,7 @@ fn a_page_with_more_records_than_the_region_holds_is_built_in_steps() {
     let large = large.redo_blocking(vec![request.clone()]).remove(0).unwrap();
     assert_eq!(small.iter().zip(large.iter()).position(|(a, b)| a != b), None);
     let theirs = &recording.pages()[key];
-    assert_eq!(zenith_testkit::mask::first_difference(small.as_slice(), theirs), None);
+    assert_eq!(zenith_testkit::mask::first_difference(small.as_slice(), theirs, key.2), None);
 }
 
 #[test]

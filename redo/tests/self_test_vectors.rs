@@ -80,7 +80,7 @@ fn write_vectors() {
         let changes: Vec<_> = history.steps.iter().map(|step| step.trimmed.clone()).collect();
         let page = pool.redo_blocking(vec![recording.request(*key, None, changes)]).remove(0).unwrap();
         if let Some(theirs) = theirs.get(key) {
-            let difference = first_difference(page.as_slice(), theirs);
+            let difference = first_difference(page.as_slice(), theirs, block);
             assert!(difference.is_none() || block == 0, "{key:?}: byte {difference:?}");
         }
         let kinds: BTreeSet<String> = history
