@@ -6,8 +6,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use tempfile::TempDir;
+use zenith_testkit::outcome::{ended, fails, said, succeeds};
 use zenith_testkit::pg::{Pg, PgOptions, StopMode, give_to_server, run, server_dir};
 
 /// A store in a folder of its own.
@@ -63,26 +64,11 @@ impl Place {
     }
 }
 
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
 #[track_caller]
 fn json(command: &mut Command) -> Value {
-    let output = command.output().expect("started");
-    assert_eq!(output.status.code(), Some(0), "{command:?}: {}", said(&output));
+    let output = ended(command);
+    succeeds(&output);
     serde_json::from_slice(&output.stdout).expect("one JSON document")
-}
-
-#[track_caller]
-fn fails(command: &mut Command, words: &[&str]) {
-    let output = command.output().expect("started");
-    let text = said(&output);
-    assert_eq!(output.status.code(), Some(1), "{text}");
-    for word in words {
-        assert!(text.contains(word), "no \"{word}\" in: {text}");
-    }
-    assert!(!text.contains("panicked"), "{text}");
 }
 
 /// A server that archives to the place.
@@ -174,10 +160,10 @@ fn a_stopped_directory_is_taken_and_any_other_is_refused_with_the_remedy() {
     let place = Place::new();
     let pg = Pg::start_new(&PgOptions::default().initdb("--data-checksums"));
     pg.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) g");
-    fails(&mut place.base_from_dir(pg.data()), &["postmaster.pid", "pg_ctl stop"]);
+    fails(&ended(&mut place.base_from_dir(pg.data())), &["postmaster.pid", "pg_ctl stop"]);
     pg.stop(StopMode::Immediate);
     // What an immediate stop leaves behind, too, when the file is taken away.
-    fails(&mut place.base_from_dir(pg.data()), &["not stopped cleanly", "in production"]);
+    fails(&ended(&mut place.base_from_dir(pg.data())), &["not stopped cleanly", "in production"]);
     pg.start();
     pg.stop(StopMode::Fast);
     let summary = json(&mut place.base_from_dir(pg.data()));
@@ -188,17 +174,17 @@ fn a_stopped_directory_is_taken_and_any_other_is_refused_with_the_remedy() {
 
     let version = pg.data().join("PG_VERSION");
     std::fs::write(&version, "14\n").expect("altered");
-    fails(&mut place.base_from_dir(pg.data()), &["PostgreSQL 14"]);
+    fails(&ended(&mut place.base_from_dir(pg.data())), &["PostgreSQL 14"]);
     std::fs::write(&version, "15\n").expect("put back");
     let control = std::fs::File::options().write(true).read(true).open(pg.data().join("global/pg_control"));
     let control = control.expect("pg_control");
     let mut field = [0; 4];
     control.read_exact_at(&mut field, 12).expect("read");
     control.write_all_at(&202_107_181u32.to_le_bytes(), 12).expect("altered");
-    fails(&mut place.base_from_dir(pg.data()), &["pg_control", "202107181"]);
+    fails(&ended(&mut place.base_from_dir(pg.data())), &["pg_control", "202107181"]);
     control.write_all_at(&field, 12).expect("put back");
     std::fs::write(pg.data().join("backup_label"), "x").expect("written");
-    fails(&mut place.base_from_dir(pg.data()), &["backup_label"]);
+    fails(&ended(&mut place.base_from_dir(pg.data())), &["backup_label"]);
 }
 
 #[test]
@@ -210,9 +196,9 @@ fn a_page_that_fails_its_checksum_is_refused_by_relation_and_block() {
     pg.stop(StopMode::Fast);
     let file = std::fs::File::options().write(true).open(pg.data().join(&path)).expect("the relation");
     file.write_all_at(b"damage", 3 * 8192 + 4000).expect("damaged");
-    fails(&mut place.base_from_dir(pg.data()), &[&path, "block 3"]);
+    fails(&ended(&mut place.base_from_dir(pg.data())), &[&path, "block 3"]);
     pg.start();
-    fails(&mut place.base(&pg, &[]), &[&path, "block 3"]);
+    fails(&ended(&mut place.base(&pg, &[])), &[&path, "block 3"]);
     assert_eq!(place.status()["base_images"].as_array().map(Vec::len), Some(0));
 }
 
@@ -227,23 +213,26 @@ fn a_standby_another_cluster_and_minimal_wal_are_refused() {
     run(pg.client("pg_basebackup").args(["-R", "-c", "fast", "-X", "stream", "-D"]).arg(&copy));
     let standby = Pg::adopt(home, copy);
     standby.start();
-    fails(&mut place.base(&standby, &[]), &["standby", "primary"]);
+    fails(&ended(&mut place.base(&standby, &[])), &["standby", "primary"]);
     drop(standby);
 
     let other = Pg::start_new(&PgOptions::default());
-    fails(&mut place.base(&other, &[]), &["system identifier", "another cluster"]);
+    fails(&ended(&mut place.base(&other, &[])), &["system identifier", "another cluster"]);
     // A cluster of its own in the same store, and a timeline of its own in the same cluster, are fine.
     json(&mut place.base(&other, &["--json", "--cluster", "other"]));
-    fails(&mut place.base(&other, &["--timeline", "test2"]), &["test2", "--create"]);
+    fails(&ended(&mut place.base(&other, &["--timeline", "test2"])), &["test2", "--create"]);
     json(&mut place.base(&other, &["--json", "--timeline", "test2", "--create"]));
-    fails(&mut place.base(&other, &["--timeline", "test2", "--create"]), &["exists already"]);
+    fails(&ended(&mut place.base(&other, &["--timeline", "test2", "--create"])), &["exists already"]);
     other.stop(StopMode::Fast);
 
     let minimal =
         Pg::start_new(&PgOptions::default().conf("wal_level = minimal").conf("max_wal_senders = 0"));
-    fails(&mut place.base(&minimal, &["--cluster", "third"]), &["max_wal_senders", "wal_level = replica"]);
+    fails(
+        &ended(&mut place.base(&minimal, &["--cluster", "third"])),
+        &["max_wal_senders", "wal_level = replica"],
+    );
     minimal.stop(StopMode::Fast);
-    fails(&mut place.base_from_dir(minimal.data()), &["wal_level = minimal"]);
+    fails(&ended(&mut place.base_from_dir(minimal.data())), &["wal_level = minimal"]);
 }
 
 #[test]
@@ -279,7 +268,7 @@ fn a_server_of_another_version_is_refused_by_its_number() {
     let port = port.to_string();
     let program = env!("CARGO_BIN_EXE_zenith_push");
     let mut push = place.command(program, &["base", "-h", "127.0.0.1", "-p", &port, "-U", "x", "-w"]);
-    fails(&mut push, &["PostgreSQL 14.11", "15"]);
+    fails(&ended(&mut push), &["PostgreSQL 14.11", "15"]);
     // Not one command was sent: Terminate alone.
     assert_eq!(stub.join().expect("the stub"), b"X\0\0\0\x04");
     assert!(!place.folder.path().join("store/main").exists());
@@ -299,7 +288,7 @@ fn a_page_read_back_is_the_servers_page() {
     let mut page = place.command(env!("CARGO_BIN_EXE_zenith"), &["page", "--rel", &path, "--block", "0"]);
     page.args(["--lsn", &lsn, "-o"]).arg(&target);
     let output = page.output().expect("started");
-    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    succeeds(&output);
     assert!(said(&output).contains("not sliced yet"), "{}", said(&output));
     let mut wanted = vec![0; 8192];
     std::fs::File::open(pg.data().join(&path))
@@ -351,7 +340,7 @@ fn a_slicer_that_follows_keeps_up_and_ends_when_it_is_told_or_fenced() {
 
     run(Command::new("kill").args(["-TERM", &second.id().to_string()]));
     let ended = second.wait_with_output().expect("ended");
-    assert_eq!(ended.status.code(), Some(0), "{}", said(&ended));
+    succeeds(&ended);
 }
 
 #[test]
@@ -364,6 +353,6 @@ fn output_that_nobody_reads_is_no_error() {
         place.url()
     );
     let output = Command::new("bash").args(["-c", &script]).output().expect("bash");
-    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    succeeds(&output);
     assert_eq!(said(&output), "");
 }

@@ -10,6 +10,7 @@ use zenith_manifest::Names;
 use zenith_pgformat::wal::page::{LongHeader, PageHeader};
 use zenith_pgformat::wal_name::{WalFile, WalSegSize};
 use zenith_store::{ClusterPaths, Env, Store, StoreSettings};
+use zenith_testkit::outcome::{fails, said, succeeds};
 use zenith_testkit::pg::{Pg, PgOptions, give_to_server, server_dir};
 
 const SYSTEM_IDENTIFIER: u64 = 7_000_000_000_000_000_001;
@@ -91,26 +92,6 @@ fn segment(number: u64, system_identifier: u64, fill: u8) -> Vec<u8> {
 
 fn name(number: u64) -> String {
     WalFile::Segment { tli: 1, segment: number }.name(size())
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-#[track_caller]
-fn succeeds(output: &Output) {
-    assert_eq!(output.status.code(), Some(0), "{}", said(output));
-}
-
-/// Fails as `archive_command` must, and says all of `words`.
-#[track_caller]
-fn fails(output: &Output, words: &[&str]) {
-    let text = said(output);
-    assert_eq!(output.status.code(), Some(1), "{text}");
-    for word in words {
-        assert!(text.contains(word), "no \"{word}\" in: {text}");
-    }
-    assert!(!text.contains("panicked"), "{text}");
 }
 
 #[test]

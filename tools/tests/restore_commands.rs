@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
+use zenith_testkit::outcome::{fails, succeeds};
 use zenith_testkit::pg::{Pg, PgOptions, StopMode, give_to_server, run, server_dir};
 
 /// A store with the history of one server, which is stopped.
@@ -91,24 +92,6 @@ impl History {
         let mapping = format!("{}={}", self.spot().display(), home.path().join("spot").display());
         succeeds(&self.restore_to(&data, &[&["-T", &mapping], arguments].concat()));
         Pg::adopt(home, data)
-    }
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-#[track_caller]
-fn succeeds(output: &Output) {
-    assert_eq!(output.status.code(), Some(0), "{}", said(output));
-}
-
-#[track_caller]
-fn fails(output: &Output, words: &[&str]) {
-    let text = said(output);
-    assert_eq!(output.status.code(), Some(1), "{text}");
-    for word in words {
-        assert!(text.contains(word), "no \"{word}\" in: {text}");
     }
 }
 

@@ -8,6 +8,7 @@ pub mod env;
 pub mod faults;
 pub mod mask;
 pub mod minio;
+pub mod outcome;
 pub mod pg;
 pub mod store;
 pub mod unconditional;
