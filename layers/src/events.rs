@@ -12,8 +12,9 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::datatypes::{TimestampMicrosecondType, UInt32Type, UInt64Type};
 use parquet::basic::Encoding;
-use parquet::file::metadata::SortingColumn;
+use parquet::file::metadata::{RowGroupMetaData, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::statistics::Statistics;
 use parquet::schema::types::ColumnPath;
 use std::sync::Arc;
 use zenith_manifest::{KeyBytes, LayerKind};
@@ -81,6 +82,68 @@ pub struct Event {
     pub name: String,
     /// How many subtransactions ended with it.
     pub subxacts: u32,
+}
+
+/// Which events are looked for. Row groups whose statistics rule them out are not read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EventFilter<'a> {
+    /// All.
+    Any,
+    /// Those of a transaction.
+    Xid(Xid),
+    /// Restore points.
+    RestorePoint,
+    /// Restore points of this name.
+    Named(&'a str),
+}
+
+impl EventFilter<'_> {
+    /// Whether an event is one of them.
+    pub fn takes(&self, event: &Event) -> bool {
+        let restore_point = event.kind == EventKind::RestorePoint;
+        match self {
+            EventFilter::Any => true,
+            EventFilter::Xid(xid) => event.xid == *xid,
+            EventFilter::RestorePoint => restore_point,
+            EventFilter::Named(name) => restore_point && event.name == *name,
+        }
+    }
+
+    /// Whether a row group may hold one, by the lowest and highest value of its columns.
+    pub(crate) fn may_be_in(&self, group: &RowGroupMetaData) -> bool {
+        let restore_point = || may_hold(group, KIND, EventKind::RestorePoint.name().as_bytes());
+        match self {
+            EventFilter::Any => true,
+            EventFilter::Xid(xid) => may_hold_number(group, XID, *xid),
+            EventFilter::RestorePoint => restore_point(),
+            EventFilter::Named(name) => restore_point() && may_hold(group, NAME, name.as_bytes()),
+        }
+    }
+}
+
+/// Positions of columns.
+const KIND: usize = 2;
+const XID: usize = 3;
+const NAME: usize = 5;
+
+/// Statistics of text are cut to 64 bytes, the highest upwards, so that they remain bounds; without any, anything may be there.
+fn may_hold(group: &RowGroupMetaData, column: usize, wanted: &[u8]) -> bool {
+    let statistics = group.columns().get(column).and_then(|column| column.statistics());
+    let lowest = statistics.and_then(Statistics::min_bytes_opt);
+    let highest = statistics.and_then(Statistics::max_bytes_opt);
+    lowest.is_none_or(|lowest| lowest <= wanted) && highest.is_none_or(|highest| wanted <= highest)
+}
+
+/// Parquet keeps 32-bit numbers without sign as such with one, and orders them as what they are.
+fn may_hold_number(group: &RowGroupMetaData, column: usize, wanted: u32) -> bool {
+    let Some(Statistics::Int32(statistics)) =
+        group.columns().get(column).and_then(|column| column.statistics())
+    else {
+        return true;
+    };
+    let (lowest, highest) = (statistics.min_opt(), statistics.max_opt());
+    lowest.is_none_or(|lowest| lowest.cast_unsigned() <= wanted)
+        && highest.is_none_or(|highest| wanted <= highest.cast_unsigned())
 }
 
 fn event_schema() -> SchemaRef {

@@ -1,7 +1,7 @@
 //! One open layer: searching its keys and fetching its rows. Every byte that is used is verified.
 
 use crate::error::LayerError;
-use crate::events::{Event, from_batch};
+use crate::events::{Event, EventFilter, from_batch};
 use crate::footer::{Footer, Group, Part};
 use crate::index::{Found, GroupDetails, GroupKeys};
 use crate::page::{Block, PageRef};
@@ -305,14 +305,21 @@ impl Layer {
         Ok(rows)
     }
 
-    /// The events of an events layer with `after < lsn <= upto`, in LSN order.
-    pub async fn events(&self, after: Lsn, upto: Lsn) -> Result<Vec<Event>, LayerError> {
+    /// The events of an events layer with `after < lsn <= upto` that are looked for, in LSN order.
+    pub async fn events(
+        &self,
+        after: Lsn,
+        upto: Lsn,
+        filter: EventFilter<'_>,
+    ) -> Result<Vec<Event>, LayerError> {
         if self.entry.kind != LayerKind::Events {
             return Err(self.damaged("it is not an events layer"));
         }
         let mut events: Vec<Event> = Vec::new();
-        for (number, about) in (0u32..).zip(&self.footer.groups) {
-            if about.entry.lsn_max <= after || about.entry.lsn_min > upto {
+        let metadata = self.footer.arrow().metadata().row_groups();
+        for ((number, about), statistics) in (0u32..).zip(&self.footer.groups).zip(metadata) {
+            let outside = about.entry.lsn_max <= after || about.entry.lsn_min > upto;
+            if outside || !filter.may_be_in(statistics) {
                 continue;
             }
             let columns = 0..self.footer.arrow().schema().fields().len();
@@ -323,7 +330,8 @@ impl Layer {
             if !sorted || lsns != (Some(about.entry.lsn_min), Some(about.entry.lsn_max)) {
                 return Err(self.damaged("its events are out of order"));
             }
-            events.extend(group.into_iter().filter(|event| after < event.lsn && event.lsn <= upto));
+            let wanted = |event: &Event| after < event.lsn && event.lsn <= upto && filter.takes(event);
+            events.extend(group.into_iter().filter(wanted));
         }
         Ok(events)
     }

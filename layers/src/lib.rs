@@ -33,7 +33,7 @@ pub mod writer;
 
 pub use cache::{ByteCache, MokaCache, Weighed};
 pub use error::LayerError;
-pub use events::{Event, EventKind, EventWriter};
+pub use events::{Event, EventFilter, EventKind, EventWriter};
 pub use key::{Key, KeyClass, KeyRange, Slru};
 pub use layer::Layer;
 pub use map::{LayerMap, ReadMode, UsedBase};

@@ -1,7 +1,7 @@
 //! The layers of one manifest version, and of the ancestors behind it, as one thing to read.
 
 use crate::error::LayerError;
-use crate::events::Event;
+use crate::events::{Event, EventFilter};
 use crate::key::{Key, KeyRange};
 use crate::layer::{Layer, Pick};
 use crate::map::{LayerMap, ReadMode, UsedBase, overlapping};
@@ -280,7 +280,18 @@ impl LayerSet {
         after: Lsn,
         upto: Lsn,
     ) -> Result<Vec<Event>, LayerError> {
-        layer.store.open(&layer.entry).await?.events(after, upto.min(layer.cap)).await
+        self.find_events(layer, after, upto, EventFilter::Any).await
+    }
+
+    /// As [`LayerSet::read_events`], those that are looked for: the layer's footer tells which of its row groups are read.
+    pub async fn find_events(
+        &self,
+        layer: &EventLayer,
+        after: Lsn,
+        upto: Lsn,
+        filter: EventFilter<'_>,
+    ) -> Result<Vec<Event>, LayerError> {
+        layer.store.open(&layer.entry).await?.events(after, upto.min(layer.cap), filter).await
     }
 
     /// All events with `after < lsn <= upto`, in LSN order. Memory: all of them; go by layers where they may be many.

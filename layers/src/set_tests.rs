@@ -453,6 +453,65 @@ async fn events_of_a_child_follow_those_of_its_parent_up_to_the_branch_point() {
     assert_eq!(lsns(0, 12).await, [10]);
 }
 
+#[tokio::test]
+async fn events_are_looked_for_only_in_row_groups_that_can_hold_them() {
+    use crate::events::{Event, EventFilter, EventKind, EventWriter};
+    let place = Place::new();
+    let long = "n".repeat(63);
+    let event = |lsn: u64, kind, xid, name: &str| Event {
+        start: Lsn(lsn - 1),
+        lsn: Lsn(lsn),
+        kind,
+        xid,
+        time: 0,
+        name: name.to_owned(),
+        subxacts: 0,
+    };
+    let mut all = Vec::new();
+    let mut entries = Vec::new();
+    for layer in 0..10u64 {
+        // Transaction numbers wrap around in the sixth layer.
+        let xid = 0xFFFF_FF00u32.wrapping_add(layer as u32 * 50);
+        let lsn = layer * 100 + 10;
+        let mut events = vec![
+            event(lsn, EventKind::Commit, xid, ""),
+            event(lsn + 1, EventKind::CommitPrepared, xid.wrapping_add(20), "middle"),
+        ];
+        match layer {
+            0 => events.push(event(lsn + 2, EventKind::Checkpoint, 0, "")),
+            3 => events.push(event(lsn + 2, EventKind::RestorePoint, 0, "middle")),
+            7 => events.push(event(lsn + 2, EventKind::RestorePoint, 0, &long)),
+            _ => {}
+        }
+        let mut writer = EventWriter::new(1, Lsn(layer * 100), Lsn(layer * 100 + 100)).unwrap();
+        events.iter().for_each(|event| writer.push(event).unwrap());
+        entries.push(place.store(&writer.finish().unwrap()).await.unwrap());
+        all.push(events);
+    }
+    for (filter, groups) in [
+        (EventFilter::Any, 10),
+        // The layer that holds it; those where the numbers wrap around, and where an event of no transaction is the lowest.
+        (EventFilter::Xid(0xFFFF_FF00 + 70), 3),
+        (EventFilter::Xid(150), 4),
+        (EventFilter::Xid(500), 3),
+        (EventFilter::RestorePoint, 2),
+        (EventFilter::Named("middle"), 2),
+        (EventFilter::Named(&long), 1),
+        (EventFilter::Named("zz"), 0),
+    ] {
+        let set = LayerSet::new(place.cold(0), entries.clone(), None).unwrap();
+        let mut found = Vec::new();
+        let before = place.gets();
+        for layer in set.event_layers(Lsn(0), Lsn::MAX) {
+            found.extend(set.find_events(&layer, Lsn(0), Lsn::MAX, filter).await.unwrap());
+        }
+        let expected: Vec<Event> =
+            all.iter().flatten().filter(|event| filter.takes(event)).cloned().collect();
+        assert_eq!(found, expected, "{filter:?}");
+        assert_eq!(place.gets() - before, 10 + groups, "{filter:?}: footers, and row groups");
+    }
+}
+
 #[test]
 fn reads_can_be_spawned() {
     fn spawnable<T: Send>(_: &T) {}

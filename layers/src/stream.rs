@@ -25,6 +25,13 @@ pub struct Span {
     pub upto: Lsn,
 }
 
+impl Span {
+    /// Whether a row of the key at `lsn` belongs to it.
+    pub fn holds(&self, lsn: Lsn) -> bool {
+        self.from <= lsn && lsn <= self.upto
+    }
+}
+
 /// How much [`LayerSet::rows`] gives at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RowLimit {
