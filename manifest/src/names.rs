@@ -28,6 +28,8 @@ const NAME_CHARS_MAX: usize = 63;
 /// The most versions of all names together that are listed.
 const LISTED_MAX: usize = 100_000;
 const NAMES_PARALLEL: usize = 16;
+/// Timelines of a cluster without names that are looked into.
+const NAMELESS_MAX: usize = 64;
 /// How often another version of a name may appear while one is being made.
 const RACE_TRIES: u32 = 8;
 
@@ -80,8 +82,29 @@ pub enum NameError {
         timeline: TimelineId,
     },
     /// The timeline has no identity, so it does not exist.
-    #[error("there is no timeline {0}")]
-    NoTimeline(TimelineId),
+    #[error(
+        "there is no timeline {timeline}: {object} is not in the store; if a name or a branch leads to it, restore that \
+         object from a copy of the store"
+    )]
+    NoTimeline {
+        /// Which timeline.
+        timeline: TimelineId,
+        /// What would make it exist.
+        object: String,
+    },
+    /// The cluster was in use, and no name leads there any more.
+    #[error(
+        "cluster \"{cluster}\" has no names, but timeline {timeline} holds archived WAL: {object} was lost; restore it \
+         from a copy of the store, use the timeline by --timeline-id, or choose another --cluster"
+    )]
+    NamesLost {
+        /// The cluster.
+        cluster: String,
+        /// A timeline that is there.
+        timeline: String,
+        /// What is missing.
+        object: String,
+    },
     /// An object of the store cannot be read or written.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -196,7 +219,7 @@ impl Names {
     pub async fn identity(&self, timeline: TimelineId) -> Result<Identity, NameError> {
         let path = self.cluster.timeline(timeline).identity();
         let Some(bytes) = get_if_present(&*self.objects, &path, IDENTITY_BYTES_MAX).await? else {
-            return Err(NameError::NoTimeline(timeline));
+            return Err(NameError::NoTimeline { timeline, object: path.to_string() });
         };
         let identity: Identity = envelope::open(IDENTITY, &path, &bytes)?;
         let damaged = |reason: String| {
@@ -255,6 +278,15 @@ impl Names {
             let timeline = self.resolve(MAIN).await?;
             return Ok(Main::Adopted(self.identity(timeline).await?));
         }
+        if let Some(timeline) = self.timeline_with_wal().await? {
+            // WAL is archived only after its timeline has a name, which another push may have made just now.
+            if let Some((_, NameState::Timeline(timeline))) = self.newest(MAIN).await? {
+                return Ok(Main::Adopted(self.identity(timeline).await?));
+            }
+            let (cluster, object) =
+                (self.cluster.cluster().to_owned(), self.cluster.name_version(MAIN, 1).to_string());
+            return Err(NameError::NamesLost { cluster, timeline, object });
+        }
         probe_conditional_writes(&*self.objects, &self.env, &self.cluster).await?;
         self.write_identity(identity).await?;
         if self.put_version(MAIN, 1, NameState::Timeline(identity.timeline)).await? {
@@ -262,6 +294,25 @@ impl Names {
         }
         let timeline = self.resolve(MAIN).await?;
         Ok(Main::Adopted(self.identity(timeline).await?))
+    }
+
+    /// A timeline that holds archived WAL; looked for among the first so many.
+    async fn timeline_with_wal(&self) -> Result<Option<String>, NameError> {
+        let timelines = self.parts_below(&self.cluster.timelines()).await?;
+        for timeline in timelines.into_iter().take(NAMELESS_MAX) {
+            let parts = self.parts_below(&self.cluster.timelines().join(timeline.as_str())).await?;
+            if parts.iter().any(|part| part == "wal") {
+                return Ok(Some(timeline));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The directories directly below a path.
+    async fn parts_below(&self, path: &Path) -> Result<Vec<String>, NameError> {
+        let listed = self.objects.list_with_delimiter(Some(path)).await;
+        let listed = listed.map_err(|error| StoreError::from_request(path, &error))?;
+        Ok(listed.common_prefixes.iter().filter_map(|path| path.filename().map(str::to_owned)).collect())
     }
 
     async fn write_identity(&self, identity: &Identity) -> Result<(), NameError> {

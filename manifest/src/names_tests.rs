@@ -157,6 +157,25 @@ async fn a_push_creates_no_main_beside_other_names_or_after_it_was_given_up() {
 }
 
 #[tokio::test]
+async fn a_push_makes_no_second_main_where_the_name_was_lost() {
+    let store = Store::memory();
+    let names = names_on(&store, 1);
+    names.adopt_or_create_main(&identity(1, None)).await.unwrap();
+    let name = names.cluster.name_version(MAIN, 1);
+    store.objects.delete(&name).await.unwrap();
+    // Nothing was archived: it may as well be a first push that was killed before it made the name.
+    names.adopt_or_create_main(&identity(2, None)).await.unwrap();
+    let wal = names.cluster.timeline(timeline(2)).wal_file(1, "000000010000000000000001");
+    put_hint(&*store.objects, &wal, "x".into()).await.unwrap();
+    store.objects.delete(&name).await.unwrap();
+    let lost = names_on(&store, 2).adopt_or_create_main(&identity(3, None)).await.unwrap_err();
+    assert!(matches!(lost, NameError::NamesLost { .. }), "{lost}");
+    let text = lost.to_string();
+    assert!(text.contains(name.as_ref()) && text.contains(&timeline(2).to_string()), "{text}");
+    assert!(names.list().await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn a_branch_exists_only_once_its_name_does() {
     let store = Store::memory();
     let faulty = FaultStore::new(Arc::clone(&store.objects), Arc::new(JumpingClock::default()), 0);
@@ -182,7 +201,9 @@ async fn a_name_in_use_stops_the_creation_of_a_timeline_before_anything_is_writt
     names.create("test", timeline(1)).await.unwrap();
     let error = names.create_timeline("test", &identity(2, None), None).await.unwrap_err();
     assert!(matches!(error, NameError::Taken { .. }), "{error}");
-    assert_eq!(names.identity(timeline(2)).await, Err(NameError::NoTimeline(timeline(2))));
+    let missing = names.identity(timeline(2)).await.unwrap_err();
+    assert!(matches!(missing, NameError::NoTimeline { timeline: id, .. } if id == timeline(2)), "{missing}");
+    assert!(missing.to_string().contains("/identity"), "{missing}");
 }
 
 #[tokio::test]

@@ -37,7 +37,10 @@ pub enum StoreError {
         reason: String,
     },
     /// The disk or the quota of a folder store is full. Trying again helps once there is room.
-    #[error("no space left for {object}: {reason}; make room on the disk of the store and try again")]
+    #[error(
+        "no room for {object}: {reason}; make room on the disk of the store, or raise the quota or the limit on the size \
+         of files, and try again"
+    )]
     Full {
         /// Which object.
         object: String,
@@ -117,9 +120,7 @@ impl StoreError {
             | E::Precondition { .. }
             | E::NotModified { .. } => StoreError::Refused { object, reason },
             _ => match io_kind(error) {
-                Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
-                    StoreError::Full { object, reason }
-                }
+                Some(kind) if is_full(kind) => StoreError::Full { object, reason },
                 Some(io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {
                     StoreError::Denied { object, reason }
                 }
@@ -130,6 +131,11 @@ impl StoreError {
             },
         }
     }
+}
+
+/// Whether the disk, the quota or the limit on the size of files does not allow more.
+pub(crate) fn is_full(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
 }
 
 /// The `io::Error` behind a failure of a folder store, if that is what it was.
@@ -195,7 +201,9 @@ mod tests {
     #[test]
     fn a_full_disk_and_missing_rights_are_told_apart_from_an_outage() {
         let sorted = |kind: io::ErrorKind| StoreError::from_request(&"a/b", &generic(io::Error::from(kind)));
-        assert!(matches!(sorted(io::ErrorKind::StorageFull), StoreError::Full { .. }));
+        for full in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded, io::ErrorKind::FileTooLarge] {
+            assert!(matches!(sorted(full), StoreError::Full { .. }));
+        }
         assert!(matches!(sorted(io::ErrorKind::PermissionDenied), StoreError::Denied { .. }));
         assert!(matches!(sorted(io::ErrorKind::ReadOnlyFilesystem), StoreError::Denied { .. }));
         assert!(matches!(sorted(io::ErrorKind::Other), StoreError::Unavailable { .. }));

@@ -1,7 +1,7 @@
 //! Creating objects, and what a creation can end in (I2, I5).
 
 use crate::env::Env;
-use crate::error::{StoreError, io_kind, transport_kind};
+use crate::error::{StoreError, io_kind, is_full, transport_kind};
 use crate::get::is_same;
 use crate::http::Attempts;
 use bytes::Bytes;
@@ -86,17 +86,13 @@ async fn sort_without_answer(
     if transport_kind(error) == Some(HttpErrorKind::Connect) {
         return Err(sorted);
     }
-    let local = matches!(
-        io_kind(error),
-        Some(
-            io::ErrorKind::StorageFull
-                | io::ErrorKind::QuotaExceeded
-                | io::ErrorKind::PermissionDenied
-                | io::ErrorKind::ReadOnlyFilesystem
-                | io::ErrorKind::NotADirectory
-                | io::ErrorKind::IsADirectory
-        )
-    );
+    let refused = [
+        io::ErrorKind::PermissionDenied,
+        io::ErrorKind::ReadOnlyFilesystem,
+        io::ErrorKind::NotADirectory,
+        io::ErrorKind::IsADirectory,
+    ];
+    let local = io_kind(error).is_some_and(|kind| is_full(kind) || refused.contains(&kind));
     // On a folder the name appears in one step, after the data is synced and before the directory is.
     if local && matches!(objects.head(path).await, Err(Error::NotFound { .. })) {
         return Err(sorted);

@@ -75,6 +75,7 @@ pub fn parse<P: clap::Parser>() -> Result<P, ExitCode> {
 /// A panic is a fault of the program; it is caught here only so that its status is one that PostgreSQL reads rightly.
 pub fn run(program: &str, panicked: u8, work: impl FnOnce() -> anyhow::Result<u8>) -> ExitCode {
     start_logging();
+    ignore_file_size_signal();
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
     match outcome {
         Ok(Ok(status)) => ExitCode::from(status),
@@ -84,6 +85,13 @@ pub fn run(program: &str, panicked: u8, work: impl FnOnce() -> anyhow::Result<u8
         }
         Err(_) => ExitCode::from(panicked),
     }
+}
+
+/// A write past the limit on the size of files is an error like that of a full disk, as for PostgreSQL, and no signal
+/// that ends the process without a word.
+fn ignore_file_size_signal() {
+    // SAFETY: ignoring a signal installs no handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// Logs go to standard error; `RUST_LOG` chooses them, warnings by default.

@@ -267,8 +267,8 @@ impl Target {
 /// Adds the path, and a remedy where there is one.
 pub(crate) fn explain(error: io::Error, path: &Path) -> anyhow::Error {
     let remedy = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            ": free space there, or restore to another place"
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            ": make room there, or restore to another place"
         }
         io::ErrorKind::PermissionDenied => ": run as a user who may write there",
         _ => "",
