@@ -254,10 +254,11 @@ impl WalStream {
             return Ok(Step::Wait);
         };
         self.append_part(&part[..len], page_start)?;
-        self.drop_segments_before(next_page(page_start));
         if len < missing {
+            self.drop_segments_before(next_page(page_start));
             return Ok(Step::Again);
         }
+        // More records may follow on this page, the last one of its segment perhaps.
         let raw = self.partial.take().map(|partial| Bytes::from(partial.bytes)).unwrap_or_default();
         let end = Lsn(page_start.0.saturating_add((header.size() + len) as u64)).max_align();
         Ok(Step::Found { lsn, end, raw })

@@ -65,6 +65,32 @@ fn zeros_after_the_last_record_are_told_from_other_bytes() {
 }
 
 #[test]
+fn a_segment_is_wanted_once_even_if_a_record_ends_on_its_last_page() {
+    let mut writer = writer(1);
+    // To the middle of the last page but one, over the border, and on behind it into the next segment.
+    noop(&mut writer, SEG as usize - 3 * XLOG_BLCKSZ / 2 - 128 * 24);
+    noop(&mut writer, XLOG_BLCKSZ);
+    noop(&mut writer, 50);
+    let last = noop(&mut writer, 2 * XLOG_BLCKSZ);
+    assert!(last.lsn < Lsn(2 * SEG) && last.lsn.since(Lsn(2 * SEG - XLOG_BLCKSZ as u64)) > 0);
+    let wal = writer.finish();
+    let mut stream = stream(1);
+    let (mut records, mut wanted) = (0, Vec::new());
+    while records < 4 {
+        match stream.next().expect("sound") {
+            Some(_) => records += 1,
+            None => {
+                wanted.push(stream.wants());
+                let from = stream.wants().since(Lsn(SEG)) as usize;
+                let bytes = Bytes::copy_from_slice(&wal[from..from + SEG as usize]);
+                stream.feed(stream.wants(), bytes).expect("what it wants");
+            }
+        }
+    }
+    assert_eq!(wanted, [Lsn(SEG), Lsn(2 * SEG)]);
+}
+
+#[test]
 fn an_error_is_final_and_says_the_same_again() {
     let mut writer = writer(1);
     noop(&mut writer, 100);
