@@ -5,6 +5,7 @@
 //! here writes to the store.
 
 mod assemble;
+pub mod consistency;
 pub mod error;
 pub mod explain;
 pub mod options;
@@ -19,6 +20,7 @@ pub mod time;
 pub mod timeline;
 pub mod wal;
 
+pub use consistency::{CheckOptions, WalCheck};
 pub use error::{ReadError, TargetError};
 pub use explain::{ExplainedLayer, ExplainedRow, Explanation, PageStart};
 pub use options::{ReaderCaches, ReaderOptions, RedoSource, TimelineRef};

@@ -1,5 +1,6 @@
 //! `zenith`: looks into a store.
 
+pub mod check;
 pub mod hex;
 pub mod layers;
 pub mod page;
@@ -12,7 +13,7 @@ use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use zenith_store::Env;
 
-/// Looks into a store: what it holds, which objects, single pages.
+/// Looks into a store: what it holds, which objects, single pages; proves it.
 #[derive(Parser, Debug)]
 #[command(name = "zenith", version, after_help = SOURCES, subcommand_required = true, arg_required_else_help = true)]
 struct Cli {
@@ -47,6 +48,20 @@ Examples:
   zenith page --rel base/5/16384 --block 7 --lsn 0/3000148 -o page.bin
   zenith page --rel 16400/5/2619/vm --block 0 --lsn 0/3000148 --explain")]
     Page(page::PageArgs),
+    /// Proves that redo of the archived WAL gives the pages that the server had
+    #[command(after_help = "\
+Examples:
+  zenith check --wal
+  zenith check --wal --from 0/3000148 --to 0/5000000
+  zenith check --wal --json | jq '.differences, .types'
+
+Every record behind the end of a base image is redone for each block that it refers to: whole, as it is archived, and by
+the value that the layers hold. Both must give the same page; read from the store, the page must be that page; and where
+the server logged the page after the record (wal_consistency_checking), it must be the server's, but for what redo may
+change (hint bits, unused space). The first differences are listed by LSN, relation and block.
+
+Exit status: 0 no differences, 1 differences or an error, 2 wrong usage.")]
+    Check(check::CheckArgs),
 }
 
 /// Runs the command line of this process.
@@ -65,6 +80,7 @@ pub fn main() -> ExitCode {
                 runtime.block_on(layers::run(&env, &settings, &args)).map(|()| exit::DONE)
             }
             Command::Page(args) => runtime.block_on(page::run(&env, &settings, &args)).map(|()| exit::DONE),
+            Command::Check(args) => runtime.block_on(check::run(&env, &settings, &args)),
         }
     })
 }
