@@ -3,9 +3,10 @@
 //! PostgreSQL refuses to run as root; a test that runs as root runs the server as `postgres`.
 
 use std::ffi::{CString, OsStr};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// Where the server's programs lie; `PG_BIN_DIR` says otherwise.
@@ -112,6 +113,7 @@ pub struct Pg {
     home: TempDir,
     data: PathBuf,
     env: Vec<(String, String)>,
+    superuser: String,
 }
 
 impl Pg {
@@ -123,7 +125,8 @@ impl Pg {
             .args(["--username=postgres", "--auth=trust", "--no-sync", "--no-instructions", "-D"])
             .arg(&data)
             .args(&options.initdb));
-        let pg = Pg { home, data, env: options.env.clone() };
+        let mut pg = Pg::adopt(home, data);
+        pg.env.clone_from(&options.env);
         let socket = pg.socket().display().to_string();
         pg.configure(&[
             "listen_addresses = ''",
@@ -144,7 +147,14 @@ impl Pg {
 
     /// A data directory that something else has written, at `data` below `home`. Its server listens in `home`.
     pub fn adopt(home: TempDir, data: PathBuf) -> Pg {
-        Pg { home, data, env: Vec::new() }
+        Pg { home, data, env: Vec::new(), superuser: "postgres".to_owned() }
+    }
+
+    /// Its superuser has another name than `postgres`.
+    #[must_use]
+    pub fn with_superuser(mut self, superuser: &str) -> Pg {
+        superuser.clone_into(&mut self.superuser);
+        self
     }
 
     /// Appends lines to `postgresql.conf`.
@@ -156,6 +166,11 @@ impl Pg {
             text.push('\n');
         }
         std::fs::write(&path, text).expect("postgresql.conf");
+    }
+
+    /// The name of its superuser.
+    pub fn superuser(&self) -> &str {
+        &self.superuser
     }
 
     /// The data directory.
@@ -213,7 +228,7 @@ impl Pg {
     /// A command with PGHOST and PGUSER set to reach this server.
     pub fn client(&self, program: &str) -> Command {
         let mut client = command(bin_dir().join(program));
-        client.env("PGHOST", self.socket()).env("PGUSER", "postgres").env("PGDATABASE", "postgres");
+        client.env("PGHOST", self.socket()).env("PGUSER", &self.superuser).env("PGDATABASE", "postgres");
         client
     }
 
@@ -236,6 +251,16 @@ impl Pg {
         run(self.client("psql").args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", database, "-f"]).arg(&path))
     }
 
+    /// A connection that stays open, with whatever its transaction holds.
+    pub fn session(&self, database: &str) -> Session {
+        let mut psql = self.client("psql");
+        psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", database]);
+        let mut psql = psql.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("psql exists");
+        let input = psql.stdin.take().expect("its standard input");
+        let output = BufReader::new(psql.stdout.take().expect("its standard output"));
+        Session { psql, input, output }
+    }
+
     /// The server's log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.home.path().join("server.log")).unwrap_or_default()
@@ -243,19 +268,57 @@ impl Pg {
 
     /// Waits until the server takes connections: `pg_ctl` returns earlier while it recovers without hot standby.
     pub fn wait_until_it_answers(&self) {
-        let answers = || self.client("pg_isready").arg("-q").status().expect("pg_isready exists").success();
-        // Each look is a process of its own, some milliseconds; a minute is more than any recovery here takes.
-        assert!((0..20_000).any(|_| answers()), "the server does not answer:\n{}", self.log());
+        let mut waiting = command("sh");
+        waiting.env("PGHOST", self.socket());
+        let looks = "for i in $(seq 1200); do \"$0\" -q && exit 0; sleep 0.05; done; exit 1";
+        let waited = waiting.args(["-c", looks]).arg(bin_dir().join("pg_isready")).status();
+        assert!(waited.expect("sh exists").success(), "the server does not answer:\n{}", self.log());
     }
 
-    /// Waits until a condition in SQL holds; panics after a minute.
+    /// Waits until a condition in SQL holds; panics after five minutes: only a test that fails waits so long.
     pub fn wait_for(&self, condition: &str) {
         let script = format!(
-            "DO $$ BEGIN FOR i IN 1..600 LOOP IF ({condition}) THEN RETURN; END IF; \
+            "DO $$ BEGIN FOR i IN 1..3000 LOOP IF ({condition}) THEN RETURN; END IF; \
              PERFORM pg_sleep(0.1); PERFORM pg_stat_clear_snapshot(); COMMIT; END LOOP; \
-             RAISE 'waited for a minute'; END $$"
+             RAISE 'waited for five minutes'; END $$"
         );
         self.sql(&script);
+    }
+}
+
+/// What psql prints after each piece of SQL; no row looks like it.
+const END_OF_ANSWER: &str = "-- end of answer --";
+
+/// An open connection. Dropped, it ends as if its client had gone away: an open transaction is rolled back.
+#[derive(Debug)]
+pub struct Session {
+    psql: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Session {
+    /// Runs SQL and waits for its end; rows as in [`Pg::sql`]. Panics on any error.
+    pub fn sql(&mut self, sql: &str) -> String {
+        writeln!(self.input, "{sql};\n\\echo '{END_OF_ANSWER}'").expect("psql reads");
+        let mut answer = String::new();
+        loop {
+            let mut line = String::new();
+            let length = self.output.read_line(&mut line).expect("psql answers");
+            // It said why on standard error.
+            assert!(length > 0, "psql ended: {sql}");
+            if line.trim_end() == END_OF_ANSWER {
+                return answer.trim_end().to_owned();
+            }
+            answer.push_str(&line);
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        drop(self.psql.kill());
+        drop(self.psql.wait());
     }
 }
 

@@ -1,0 +1,75 @@
+//! PostgreSQL's own point-in-time recovery of a plain copy of the primary, from the plain archive.
+
+use crate::harness::Chain;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+use zenith_testkit::mask::{Compared, compare_directories};
+use zenith_testkit::pg::{self, Pg};
+
+/// A plain copy of the primary, never started itself: each recovery takes a copy of it.
+pub(crate) struct Backup {
+    home: TempDir,
+}
+
+impl Backup {
+    /// `pg_basebackup` of the running primary, with the tablespaces at these places.
+    pub(crate) fn take(chain: &Chain, tablespaces: &[&Path]) -> Backup {
+        let home = pg::server_dir();
+        let mut command = chain.primary.client("pg_basebackup");
+        command.args(["-X", "none", "--checkpoint=fast", "--no-sync", "--no-manifest", "-D"]);
+        command.arg(home.path().join("data"));
+        for tablespace in tablespaces {
+            command.arg("-T").arg(moved(tablespace, home.path()));
+        }
+        pg::run(&mut command);
+        Backup { home }
+    }
+
+    /// A copy of it in a directory of its own.
+    fn copy(&self) -> (TempDir, PathBuf) {
+        let home = pg::server_dir();
+        let everything = format!("{}/.", self.home.path().display());
+        pg::run(pg::command("cp").args(["-a", "--reflink=auto"]).arg(everything).arg(home.path()));
+        let data = home.path().join("data");
+        for link in std::fs::read_dir(data.join("pg_tblspc")).expect("pg_tblspc") {
+            let link = link.expect("an entry").path();
+            let place = std::fs::read_link(&link).expect("a link");
+            let own = home.path().join(place.file_name().expect("a name"));
+            pg::run(pg::command("ln").arg("-sfn").arg(own).arg(&link));
+        }
+        (home, data)
+    }
+
+    /// PostgreSQL's own recovery to a target, promoted and running.
+    pub(crate) fn recover(&self, chain: &Chain, target: &[&str]) -> Pg {
+        let (home, data) = self.copy();
+        pg::run(pg::command("touch").arg(data.join("recovery.signal")));
+        let oracle = Pg::adopt(home, data);
+        let restore = format!("restore_command = 'cp {}/%f %p'", chain.plain().display());
+        oracle.configure(&[
+            &restore,
+            "archive_mode = off",
+            "hot_standby = off",
+            "autovacuum = off",
+            "recovery_target_action = promote",
+        ]);
+        oracle.configure(target);
+        oracle.start();
+        oracle.wait_until_it_answers();
+        oracle
+    }
+}
+
+/// `-T` for a tablespace that goes into `home` under the same name.
+pub(crate) fn moved(tablespace: &Path, home: &Path) -> String {
+    let name = tablespace.file_name().expect("a name");
+    format!("{}={}", tablespace.display(), home.join(name).display())
+}
+
+/// Every page of two stopped servers, masked.
+pub(crate) fn compare(ours: &Pg, theirs: &Pg) -> Compared {
+    match compare_directories(ours.data(), theirs.data()) {
+        Ok(compared) => compared,
+        Err(differences) => panic!("{} differences:\n{}", differences.len(), differences.join("\n")),
+    }
+}
