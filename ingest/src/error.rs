@@ -1,8 +1,10 @@
 //! What stops ingest, and what to do about it (I9: it stops rather than guesses).
 
 use crate::archive::ArchiveError;
+use crate::base::BaseError;
 use crate::model::ModelError;
 use zenith_layers::{Key, LayerError};
+use zenith_manifest::{CommitError, ManifestError, Refusal};
 use zenith_pgformat::checkpoint::CheckPointError;
 use zenith_pgformat::two_phase::TwoPhaseError;
 use zenith_pgformat::wal::{RmgrId, WalError};
@@ -154,19 +156,62 @@ pub enum IngestError {
     /// Another slicer took over (I6): stop, and do not take the role back.
     #[error("{0}")]
     Fenced(String),
-    /// The manifest, told by the sink.
-    #[error("{0}")]
-    Sink(String),
+    /// Reading the manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// Committing to the manifest; never [`CommitError::Fenced`].
+    #[error(transparent)]
+    Commit(CommitError),
+    /// What a base image carries beside its layers.
+    #[error(transparent)]
+    Base(#[from] BaseError),
     /// Local work failed: a task that ended early, say.
     #[error("{0}")]
     Internal(String),
 }
 
 impl IngestError {
+    /// Whether the same work may succeed later though nobody mends anything but the store: it did not answer, or has
+    /// no room, or somebody else's commit came first. A new slicer then goes on where the newest manifest stands. WAL,
+    /// layers and histories that are wrong stay wrong, and a role that was taken over stays lost (I6).
+    pub fn may_pass(&self) -> bool {
+        match self {
+            IngestError::Store(error) | IngestError::Archive(ArchiveError::Store(error)) => passes(error),
+            IngestError::Layer(LayerError::Store { source, .. }) => passes(source),
+            IngestError::Base(
+                BaseError::Store(error) | BaseError::Layer(LayerError::Store { source: error, .. }),
+            ) => passes(error),
+            IngestError::Manifest(error) => manifest_passes(error),
+            IngestError::Commit(error) => commit_passes(error),
+            _ => false,
+        }
+    }
+
     /// A record whose content contradicts itself.
     #[allow(clippy::needless_pass_by_value, reason = "errors and texts alike are handed over")]
     pub(crate) fn record(record: &zenith_pgformat::wal::Record, what: impl ToString) -> IngestError {
         IngestError::Record { lsn: record.lsn, rmgr: record.rmgr, info: record.info, what: what.to_string() }
+    }
+}
+
+/// See [`IngestError::may_pass`].
+pub fn passes(error: &StoreError) -> bool {
+    error.is_transient() || matches!(error, StoreError::Full { .. })
+}
+
+/// See [`IngestError::may_pass`].
+pub fn manifest_passes(error: &ManifestError) -> bool {
+    matches!(error, ManifestError::Store(error) if passes(error))
+}
+
+/// See [`IngestError::may_pass`].
+pub fn commit_passes(error: &CommitError) -> bool {
+    match error {
+        CommitError::Conflict { .. } | CommitError::Unknown { .. } => true,
+        // The epoch is still this slicer's: a commit of its own, of which it did not learn, was made after all.
+        CommitError::Refused(Refusal::NotContiguous { .. }) => true,
+        CommitError::Manifest(error) => manifest_passes(error),
+        CommitError::Fenced(_) | CommitError::Refused(_) => false,
     }
 }
 
@@ -185,5 +230,39 @@ impl<T> InRecord<T> for Result<T, CheckPointError> {
 impl<T> InRecord<T> for Result<T, TwoPhaseError> {
     fn of(self, record: &zenith_pgformat::wal::Record) -> Result<T, IngestError> {
         self.map_err(|e| IngestError::record(record, e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_passes_and_what_is_wrong_or_lost_does_not() {
+        let away = || StoreError::Unavailable { object: "x".to_owned(), reason: "no answer".to_owned() };
+        let full = StoreError::Full { object: "x".to_owned(), reason: "no room".to_owned() };
+        for passing in [
+            IngestError::Store(away()),
+            IngestError::Store(full),
+            IngestError::Archive(ArchiveError::Store(away())),
+            IngestError::Layer(LayerError::Store { doing: "reading", source: away() }),
+            IngestError::Base(BaseError::Store(away())),
+            IngestError::Manifest(ManifestError::Store(away())),
+            IngestError::Commit(CommitError::Unknown { version: 3, source: away() }),
+        ] {
+            assert!(passing.may_pass(), "{passing}");
+        }
+        let damaged = || StoreError::Corrupt { object: "x".to_owned(), reason: "cut".to_owned() };
+        for lasting in [
+            IngestError::Store(damaged()),
+            IngestError::Store(StoreError::Denied { object: "x".to_owned(), reason: "403".to_owned() }),
+            IngestError::Fenced("epoch 2".to_owned()),
+            IngestError::Wal(WalError::NoRecord { lsn: Lsn(8) }),
+            IngestError::TwoHistories { first: 2, second: 3 },
+            IngestError::Manifest(ManifestError::Store(damaged())),
+            IngestError::NoBase,
+        ] {
+            assert!(!lasting.may_pass(), "{lasting}");
+        }
     }
 }

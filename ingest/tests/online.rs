@@ -2,7 +2,8 @@
 
 mod support;
 
-use std::process::{Child, Stdio};
+use std::path::Path;
+use std::process::{Child, Output, Stdio};
 use support::compare::compare;
 use support::*;
 use zenith_ingest::archive::{ArchiveError, Stored};
@@ -15,11 +16,15 @@ use zenith_pgformat::wal_name::WalFile;
 use zenith_pgformat::{Lsn, Tli};
 use zenith_testkit::pg::{Pg, PgOptions, StopMode, bin_dir, command, run};
 
-/// Relations that come, grow, are cut and go while files are copied.
+/// Relations that come, grow, are cut and go while files are copied. It goes round as often as it is told, so that the
+/// WAL is as long on a slow machine as on a fast one.
 const CHURN: &str = "
+    CREATE SEQUENCE rounds;
+    CREATE TABLE goal AS SELECT 1 AS rounds;
     CREATE PROCEDURE churn() LANGUAGE plpgsql AS $$
     BEGIN
       FOR i IN 1..100000 LOOP
+        WHILE i > (SELECT rounds FROM goal) LOOP PERFORM pg_sleep(0.01); COMMIT; END LOOP;
         EXECUTE format('CREATE TABLE churn_%s AS SELECT g, repeat(''x'', 200) FROM generate_series(1, 500) g', i);
         COMMIT;
         EXECUTE format('CREATE INDEX ON churn_%s (g)', i);
@@ -31,6 +36,7 @@ const CHURN: &str = "
         EXECUTE format('INSERT INTO churn_%s SELECT 1 FROM generate_series(1, 3000)', i);
         COMMIT;
         IF i > 5 THEN EXECUTE format('DROP TABLE churn_%s', i - 5); END IF;
+        PERFORM nextval('rounds');
         COMMIT;
       END LOOP;
     END $$;
@@ -44,7 +50,7 @@ impl Load {
             program.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("load")
         };
         let mut bench = pg.client("pgbench");
-        bench.args(["-n", "-c", "2", "-T", "600"]);
+        bench.args(["-n", "-c", "2", "-t", "2000", "-R", "200"]);
         let mut churn = pg.client("psql");
         churn.args(["-XAtqc", "CALL churn()"]);
         Load(vec![quiet(bench), quiet(churn)])
@@ -67,16 +73,13 @@ async fn an_image_taken_under_load_is_whole_at_its_end_and_slicing_follows_a_pro
         .conf("max_wal_size = 32MB")
         .conf("wal_log_hints = on");
     let pg = Pg::start_new(&options);
-    assert!(pg.client("pgbench").args(["-i", "-s", "2", "-q"]).output().expect("pgbench").status.success());
+    assert!(pg.client("pgbench").args(["-i", "-s", "1", "-q"]).output().expect("pgbench").status.success());
     pg.script("postgres", CHURN);
 
     let load = Load::start(&pg);
-    pg.wait_for("(SELECT count(*) FROM pg_class WHERE relname LIKE 'churn_%') > 6");
+    go_round(&pg, 8);
     let copy = pg.home().join("copy");
-    let mut backup = pg.client("pg_basebackup");
-    // Slow enough for a few rounds of the load, so that the copy is torn all over.
-    backup.args(["-X", "fetch", "-c", "fast", "-v", "--no-manifest", "-r", "20M", "-D"]).arg(&copy);
-    let output = backup.output().expect("pg_basebackup");
+    let output = copy_while_it_changes(&pg, &copy);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}");
     let end: Lsn = said
@@ -111,6 +114,37 @@ async fn an_image_taken_under_load_is_whole_at_its_end_and_slicing_follows_a_pro
     compare(pg.data(), &stopped, &layers, root.sliced.as_ref().expect("sliced").lsn).await;
 
     follow_a_promotion(&pg, &timeline).await;
+}
+
+/// Lets the load go round up to this often.
+fn allow_rounds(pg: &Pg, rounds: u32) {
+    pg.sql(&format!("UPDATE goal SET rounds = {rounds}"));
+}
+
+fn go_round(pg: &Pg, rounds: u32) {
+    allow_rounds(pg, rounds);
+    pg.wait_for(&format!("(SELECT last_value >= {rounds} FROM rounds)"));
+}
+
+/// pg_basebackup, held still in the middle for a few rounds of the load, so that the copy is torn all over.
+fn copy_while_it_changes(pg: &Pg, copy: &Path) -> Output {
+    let mut backup = pg.client("pg_basebackup");
+    backup.args(["-X", "stream", "-c", "fast", "-v", "--no-manifest", "-r", "16M", "-D"]).arg(copy);
+    let mut backup = backup.stderr(Stdio::piped()).spawn().expect("pg_basebackup");
+    let copied = || -> u64 {
+        let files = if copy.exists() { files(copy) } else { Vec::new() };
+        files.iter().filter_map(|(_, path)| path.metadata().ok()).map(|file| file.len()).sum()
+    };
+    while copied() < 4 << 20 && backup.try_wait().expect("child").is_none() {
+        std::thread::yield_now();
+    }
+    let process = backup.id().to_string();
+    let signal = |name: &str| run(std::process::Command::new("kill").args([name, &process]));
+    signal("-STOP");
+    go_round(pg, 14);
+    signal("-CONT");
+    allow_rounds(pg, 30);
+    backup.wait_with_output().expect("pg_basebackup")
 }
 
 /// The same server becomes TLI 2, and TLI 3.

@@ -257,7 +257,8 @@ impl WalArchive {
     }
 
     /// What must hold before a file is acknowledged. A segment's first page may be of an ancestor's TLI: the first
-    /// segment after a promotion begins with its parent's pages.
+    /// segment after a promotion begins with its parent's pages. History and backup files do not say whose they are:
+    /// that is for the caller to find out.
     async fn check(&self, file: WalFile, content: &[u8]) -> Result<(), ArchiveError> {
         let refused = |source| ArchiveError::Check { name: self.name(file), source };
         match file {

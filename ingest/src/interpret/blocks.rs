@@ -128,20 +128,18 @@ fn grow(draft: &mut Draft<'_>) -> Result<(), IngestError> {
 
 fn value(draft: &Draft<'_>, index: usize, block: &BlockRef) -> Result<Value, IngestError> {
     let record = draft.record;
-    if let Some(image) = applied_image(block) {
-        let is_final = stamps::image_is_final(record.rmgr, record.info, block.id);
-        return if is_final {
-            restored(draft, image)
-        } else {
-            Ok(Value::InitRecord(trim::for_block(record, index)))
-        };
+    let image = applied_image(block);
+    if let Some(image) = image
+        && stamps::image_is_final(record.rmgr, record.info, block.id)
+    {
+        return restored(draft, image);
     }
-    if record.rmgr == RmgrId::GIN && record.op() == GIN_SPLIT && block.id == 3 {
+    if image.is_none() && record.rmgr == RmgrId::GIN && record.op() == GIN_SPLIT && block.id == 3 {
         return Ok(Value::Edit(Edit::GinFinishSplit.encode()));
     }
     // A copy of its own: a record that needs no trimming is a slice of the segment it was read from.
     let trimmed = Bytes::copy_from_slice(&trim::for_block(record, index));
-    Ok(if block.will_init { Value::InitRecord(trimmed) } else { Value::Record(trimmed) })
+    Ok(if image.is_some() || block.will_init { Value::InitRecord(trimmed) } else { Value::Record(trimmed) })
 }
 
 /// The page as redo leaves it: stamped with the record's end unless it is new.

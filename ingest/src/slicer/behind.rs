@@ -1,11 +1,11 @@
-//! What a slicer does beside the next record: feeding segments, following TLIs, base images that were registered behind
-//! it, and gaps.
+//! What a slicer does beside the next record: feeding segments, following TLIs, and base images that were registered
+//! behind it.
 
 use super::path::TliPath;
 use super::sink::Sink;
 use super::{Slicer, Stopped, new_stream};
 use crate::error::IngestError;
-use zenith_manifest::{BaseId, BaseImage, BaseKind, TliSwitch};
+use zenith_manifest::{BaseImage, BaseKind, TliSwitch};
 use zenith_pgformat::wal::xlog::{self, XlogRecord};
 use zenith_pgformat::wal::{Record, RmgrId};
 use zenith_pgformat::wal_name::{SegmentName, WalFile};
@@ -27,26 +27,32 @@ impl<S: Sink> Slicer<S> {
         if let Some(base) = self.open_base.clone().filter(|base| self.position < base.end)
             && let Some(content) = self.source.base_wal(&base, tli, segment).await?
         {
+            self.stream.enter_timeline(tli);
             self.stream.feed(wants, content)?;
             self.drain_base_wal(&base).await?;
         }
-        let name = |segment| SegmentName(tli, segment, size).to_string();
-        let stopped = match self.source.highest(tli, segment).await? {
-            Some(later) if later > segment => Stopped::Waiting { missing: name(segment), later: name(later) },
-            Some(_) => return Ok(None), // It arrived just now.
-            None => Stopped::EndOfArchive { next: name(segment) },
-        };
-        Ok(Some(stopped))
+        let name = |tli, segment| SegmentName(tli, segment, size).to_string();
+        let mut later = None;
+        for of in self.path.from(tli) {
+            match self.source.highest(of, segment).await? {
+                // It arrived just now.
+                Some(found) if of == tli && found == segment => return Ok(None),
+                Some(found) if found > segment => later = Some(name(of, found)),
+                _ => {}
+            }
+        }
+        let missing = name(tli, segment);
+        Ok(Some(match later {
+            Some(later) => Stopped::Waiting { missing, later },
+            None => Stopped::EndOfArchive { next: missing },
+        }))
     }
 
     /// Slices the base image's own WAL up to its end; what follows it there is not WAL of this timeline.
     async fn drain_base_wal(&mut self, base: &BaseImage) -> Result<(), IngestError> {
         while self.position < base.end {
             match self.stream.next()? {
-                Some(record) => {
-                    self.prefetch(std::slice::from_ref(&record)).await?;
-                    self.take(&record).await?;
-                }
+                Some(record) => self.take(&record).await?,
                 None => break,
             }
         }
@@ -61,7 +67,7 @@ impl<S: Sink> Slicer<S> {
         if path != self.path {
             self.path = path;
             self.stream = new_stream(&self.archive, self.position, self.prev, self.tli);
-            self.held = None;
+            self.batch.clear();
         }
         self.enter_tli().await
     }
@@ -103,41 +109,55 @@ impl<S: Sink> Slicer<S> {
         Ok(())
     }
 
-    /// Base images that were registered after their end had been sliced: their end is looked up in the archive.
-    pub(super) async fn confirm_behind(&mut self) -> Result<(), IngestError> {
+    /// Base images that were registered after their end had been sliced: their end is looked up in the archive. `false`
+    /// when `stop` ended the search.
+    pub(super) async fn confirm_behind(
+        &mut self,
+        stop: &mut (dyn FnMut() -> bool + Send),
+    ) -> Result<bool, IngestError> {
         let behind = |base: &BaseImage| base.end <= self.position;
         let candidates: Vec<BaseImage> =
             self.unconfirmed.iter().filter(|base| behind(base)).cloned().collect();
         for base in candidates {
-            // It is asked once; a base image whose end this WAL does not hold stays unconfirmed.
-            self.unconfirmed.retain(|other| other.id != base.id);
-            self.settled.insert(base.id);
             let passed = base.kind == BaseKind::Online && self.passed_ends.contains(&(base.redo, base.tli));
-            if passed || self.archive_holds_end(&base).await? {
+            let holds_end = if passed { Some(true) } else { self.archive_holds_end(&base, stop).await? };
+            let Some(holds_end) = holds_end else { return Ok(false) };
+            if holds_end {
                 self.sink.confirm(vec![base.id]).await?;
                 self.report.confirmed.push(base.id);
             } else {
                 tracing::warn!(base = %base.id.0, end = %base.end, "the archived WAL does not hold the base image's end");
             }
+            // It is asked once; a base image whose end this WAL does not hold stays unconfirmed.
+            self.unconfirmed.retain(|other| other.id != base.id);
+            self.settled.insert(base.id);
         }
-        Ok(())
+        Ok(true)
     }
 
-    async fn archive_holds_end(&self, base: &BaseImage) -> Result<bool, IngestError> {
+    /// `None` when `stop` ended the search; it may go over as much WAL as was written while the image was taken.
+    async fn archive_holds_end(
+        &self,
+        base: &BaseImage,
+        stop: &mut (dyn FnMut() -> bool + Send),
+    ) -> Result<Option<bool>, IngestError> {
         let size = self.archive.segment_size();
         let mut stream = new_stream(&self.archive, base.redo, Lsn::INVALID, base.tli);
         loop {
             while let Some(record) = match stream.next() {
                 Ok(record) => record,
-                Err(error) if error.may_be_end_of_wal() => return Ok(false),
+                Err(error) if error.may_be_end_of_wal() => return Ok(Some(false)),
                 Err(error) => return Err(error.into()),
             } {
                 if ends_base(&record, base)? {
-                    return Ok(true);
+                    return Ok(Some(true));
                 }
                 if record.end >= base.end {
-                    return Ok(false);
+                    return Ok(Some(false));
                 }
+            }
+            if stop() {
+                return Ok(None);
             }
             let wants = stream.wants();
             let segment = size.segment_of(wants);
@@ -148,7 +168,7 @@ impl<S: Sink> Slicer<S> {
                     content = self.archive.get(WalFile::Segment { tli, segment }).await?;
                 }
             }
-            let Some(content) = content else { return Ok(false) };
+            let Some(content) = content else { return Ok(Some(false)) };
             stream.feed(wants, content)?;
         }
     }
@@ -157,29 +177,6 @@ impl<S: Sink> Slicer<S> {
     fn tlis_of(&self, tli: Tli) -> Vec<Tli> {
         let later = self.history.iter().map(|switch| switch.tli).filter(|later| *later > tli);
         std::iter::once(tli).chain(later).collect()
-    }
-
-    /// A base image past a missing segment begins a new range, once all WAL that makes it whole is archived.
-    pub(super) async fn begin_range_after_gap(&mut self) -> Result<Option<BaseId>, IngestError> {
-        let size = self.archive.segment_size();
-        let missing = size.segment_of(self.stream.wants());
-        let beyond = |base: &&BaseImage| {
-            base.redo > self.position && base.tli >= self.tli && size.segment_of(base.redo) > missing
-        };
-        let Some(base) = self.unconfirmed.iter().filter(beyond).min_by_key(|base| base.redo).cloned() else {
-            return Ok(None);
-        };
-        let (first, last) = (size.segment_of(base.redo), size.segment_of(Lsn(base.end.0.saturating_sub(1))));
-        let listed = self.archive.list(base.tli, first).await?;
-        let whole = base.kind == BaseKind::Directory
-            || listed.iter().take_while(|segment| **segment <= last).count() as u64 == last - first + 1;
-        let arrived = self.archive.list(self.tli, missing).await?.contains(&missing);
-        if !whole || arrived {
-            return Ok(None);
-        }
-        self.sink.begin_range(self.position, base.id).await?;
-        self.report.gap = Some((self.position, base.redo));
-        Ok(Some(base.id))
     }
 }
 

@@ -5,21 +5,27 @@
 //! process dies is garbage that no manifest names; the next run begins where the manifest says and gives the same
 //! values.
 //!
-//! Memory: rows up to [`SlicerOptions::arena_bytes`] and once more while their layer is encoded, two segments that are
-//! read ahead, one that is decoded (up to four over a record that crosses them), 26 MB of relation sizes, and the
-//! small states (a few kB for each database, prepared transaction and 256 kB of SLRU).
+//! Memory: rows up to [`SlicerOptions::arena_bytes`] and those of one record more (33 blocks at most: 264 kB of
+//! full-page images), and once more while their layer is encoded; two segments that are read ahead, one that is decoded
+//! (up to four over a record that crosses them); the decoded records that wait, 4 MB of WAL and at most 16 MB of
+//! references; 26 MB of relation sizes; and the small states (a few kB for each database, prepared transaction and 256 kB
+//! of SLRU). A record longer than all that, such as a logical message, is held whole, once.
 
 mod arena;
 mod behind;
+mod gap;
 mod layout;
 mod load;
 mod open;
 mod path;
+mod report;
+mod run;
 mod sink;
 mod source;
 
 pub use layout::{SlicerStart, slicer_layers};
 pub use open::open_slicer;
+pub use report::{SliceReport, Stopped, Told};
 pub use sink::{LocalSink, ManifestSink, Sink};
 
 use crate::archive::WalArchive;
@@ -35,12 +41,9 @@ use std::time::Duration;
 use zenith_layers::{LayerSet, LayerStore};
 use zenith_manifest::change::Slice;
 use zenith_manifest::{BaseId, BaseImage, BaseKind, TliSwitch};
-use zenith_pgformat::wal::{Record, StreamStart, WalError, WalStream};
+use zenith_pgformat::wal::{Record, StreamStart, WalStream};
 use zenith_pgformat::{Lsn, Tli};
 use zenith_store::Env;
-
-/// Records that are looked at together to load the state they need in one go.
-const BATCH_RECORDS: usize = 4096;
 
 /// Ends of backups that are remembered.
 const PASSED_ENDS: usize = 64;
@@ -48,7 +51,7 @@ const PASSED_ENDS: usize = 64;
 /// How slicing is done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SlicerOptions {
-    /// Rows are written and committed when they take this much memory.
+    /// Rows are written and committed by the record with which they take this much memory.
     pub arena_bytes: usize,
     /// With `--follow`: they are committed when the oldest of them waited this long.
     pub lag: Duration,
@@ -67,61 +70,6 @@ impl Default for SlicerOptions {
             stop_at: None,
         }
     }
-}
-
-/// Why a run ended where it did.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Stopped {
-    /// The archive has no more WAL: its last complete record is sliced.
-    EndOfArchive {
-        /// The segment that would go on.
-        next: String,
-    },
-    /// A segment is missing although later ones are there: it may still be on its way.
-    Waiting {
-        /// The missing segment.
-        missing: String,
-        /// The highest one that is there.
-        later: String,
-    },
-    /// The last archived segment holds no sound record after this position, and nothing follows it.
-    EndOfRecords(WalError),
-    /// [`SlicerOptions::stop_at`] is reached.
-    Target,
-    /// WAL is missing for good: a base image past it begins a new range. Open a new slicer to go on there.
-    RangeBegun {
-        /// The base image.
-        base: BaseId,
-    },
-}
-
-/// What a run did.
-#[derive(Clone, PartialEq, Debug)]
-pub struct SliceReport {
-    /// Where it began.
-    pub from: Lsn,
-    /// End of the last sliced record.
-    pub to: Lsn,
-    /// Its TLI.
-    pub tli: Tli,
-    /// Records.
-    pub records: u64,
-    /// Values written.
-    pub rows: u64,
-    /// Layers written.
-    pub layers: u64,
-    /// Their bytes.
-    pub layer_bytes: u64,
-    /// Commits.
-    pub commits: u64,
-    /// Base images whose end was met.
-    pub confirmed: Vec<BaseId>,
-    /// TLIs that were entered.
-    pub switches: Vec<TliSwitch>,
-    /// WAL that is missing for good, because a base image past it begins a new range: from, to.
-    pub gap: Option<(Lsn, Lsn)>,
-    /// Why it ended.
-    pub stopped: Stopped,
 }
 
 /// See the module.
@@ -153,13 +101,15 @@ pub struct Slicer<S: Sink> {
     confirmed: Vec<BaseId>,
     /// Base images whose end the archived WAL does not hold, or that were confirmed: not looked at again.
     settled: HashSet<BaseId>,
+    /// Base images of which it was told that they wait.
+    told_waiting: HashSet<BaseId>,
     /// Ends of backups that this slicer has passed: start, TLI. Saves reading the WAL again for a base image that is
     /// registered right after.
     passed_ends: VecDeque<(Lsn, Tli)>,
     /// When the registered base images were last asked for.
     bases_asked: Duration,
-    /// A record that was read and not wanted yet.
-    held: Option<Record>,
+    /// Records that are decoded and wait to be interpreted.
+    batch: VecDeque<Record>,
     /// When the oldest row in the arena came.
     oldest: Option<Duration>,
     report: SliceReport,
@@ -179,7 +129,7 @@ impl<S: Sink> Slicer<S> {
     ) -> Slicer<S> {
         let SlicerStart { position, history, open_base, unconfirmed, mode } = start;
         let stream = new_stream(&archive, position.lsn, position.prev, position.tli);
-        let report = empty_report(position.lsn, position.tli);
+        let report = SliceReport::new(position.lsn, position.tli);
         let bases_asked = env.clock.elapsed();
         Slicer {
             options,
@@ -203,57 +153,12 @@ impl<S: Sink> Slicer<S> {
             unconfirmed,
             confirmed: Vec::new(),
             settled: HashSet::new(),
+            told_waiting: HashSet::new(),
             passed_ends: VecDeque::new(),
             bases_asked,
-            held: None,
+            batch: VecDeque::new(),
             oldest: None,
             report,
-        }
-    }
-
-    /// Slices what there is, commits it, and says what it did.
-    pub async fn run_once(&mut self) -> Result<SliceReport, IngestError> {
-        self.report = empty_report(self.position, self.tli);
-        let stopped = self.advance_or_save().await?;
-        self.commit().await?;
-        let stopped = self.after_gap(stopped).await?;
-        Ok(self.finish_report(stopped))
-    }
-
-    /// Whether WAL is missing for good.
-    async fn after_gap(&mut self, stopped: Stopped) -> Result<Stopped, IngestError> {
-        if !matches!(stopped, Stopped::Waiting { .. } | Stopped::EndOfArchive { .. }) {
-            return Ok(stopped);
-        }
-        let begun = self.begin_range_after_gap().await?;
-        Ok(begun.map_or(stopped, |base| Stopped::RangeBegun { base }))
-    }
-
-    /// Keeps slicing as segments arrive, until `stop` says so (it is asked between two looks at the archive). A
-    /// commit is made when the arena is full or its oldest row waited [`SlicerOptions::lag`]. Ends early with
-    /// [`Stopped::RangeBegun`] or [`Stopped::Target`].
-    pub async fn follow(
-        &mut self,
-        mut stop: impl FnMut() -> bool + Send,
-        mut told: impl FnMut(&SliceReport) + Send,
-    ) -> Result<Stopped, IngestError> {
-        self.report = empty_report(self.position, self.tli);
-        loop {
-            let mut stopped = self.advance_or_save().await?;
-            if self.arena.is_empty() && self.position == self.committed {
-                stopped = self.after_gap(stopped).await?;
-            }
-            let last = matches!(stopped, Stopped::Target | Stopped::RangeBegun { .. });
-            let last = stop() || last;
-            if last || self.is_due() {
-                self.commit().await?;
-                told(&self.finish_report(stopped.clone()));
-                self.report = empty_report(self.position, self.tli);
-            }
-            if last {
-                return Ok(stopped);
-            }
-            self.env.clock.sleep(self.options.poll).await;
         }
     }
 
@@ -265,105 +170,6 @@ impl<S: Sink> Slicer<S> {
     /// End of the last sliced record.
     pub fn position(&self) -> Lsn {
         self.position
-    }
-
-    /// As [`Slicer::advance`]; what came before damaged WAL is committed first, for it can be read.
-    async fn advance_or_save(&mut self) -> Result<Stopped, IngestError> {
-        let result = self.advance().await;
-        if let Err(IngestError::Wal(_)) = &result {
-            self.commit().await?;
-        }
-        result
-    }
-
-    /// Reads and interprets until there is no more; commits whenever the arena is full.
-    async fn advance(&mut self) -> Result<Stopped, IngestError> {
-        if self.state.is_none() {
-            let state = self.loader.initial_state(self.position).await?;
-            self.state = Some(state);
-        }
-        self.refresh_path().await?;
-        self.refresh_bases().await?;
-        self.confirm_behind().await?;
-        loop {
-            if let Some(stopped) = self.drain().await? {
-                return Ok(stopped);
-            }
-            if let Some(stopped) = self.feed().await? {
-                return Ok(stopped);
-            }
-        }
-    }
-
-    /// Interprets all records that the stream can give; `Some` when there is a reason to stop.
-    async fn drain(&mut self) -> Result<Option<Stopped>, IngestError> {
-        loop {
-            let mut batch: Vec<Record> = self.held.take().into_iter().collect();
-            let mut ended = None;
-            while batch.len() < BATCH_RECORDS {
-                match self.stream.next() {
-                    Ok(Some(record)) => batch.push(record),
-                    Ok(None) => {
-                        ended = Some(Ok(()));
-                        break;
-                    }
-                    Err(error) => {
-                        ended = Some(Err(error));
-                        break;
-                    }
-                }
-            }
-            self.prefetch(&batch).await?;
-            for record in batch {
-                if self.options.stop_at.is_some_and(|stop| record.end > stop) {
-                    self.held = Some(record);
-                    return Ok(Some(Stopped::Target));
-                }
-                self.enter_tli().await?;
-                self.take(&record).await?;
-            }
-            if self.arena.bytes() >= self.options.arena_bytes {
-                self.commit().await?;
-            }
-            match ended {
-                None => {}
-                Some(Ok(())) => {
-                    self.enter_tli().await?;
-                    return Ok(None);
-                }
-                Some(Err(error)) => {
-                    self.enter_tli().await?;
-                    return self.judge(error).await.map(Some);
-                }
-            }
-        }
-    }
-
-    /// WAL that cannot be read on: its end, if nothing follows; damage otherwise, and so before a switch to another
-    /// TLI, up to which its history says that there is WAL. A stream that failed is done with.
-    async fn judge(&mut self, error: WalError) -> Result<Stopped, IngestError> {
-        let after = self.archive.segment_size().segment_of(self.position).saturating_add(1);
-        self.restart_stream();
-        let may_end = error.may_be_end_of_wal() && self.path.next_switch().is_none();
-        if may_end && self.source.highest(self.tli, after).await?.is_none() {
-            return Ok(Stopped::EndOfRecords(error));
-        }
-        Err(error.into())
-    }
-
-    fn restart_stream(&mut self) {
-        self.stream = new_stream(&self.archive, self.position, self.prev, self.tli);
-        self.held = None;
-    }
-
-    async fn prefetch(&mut self, batch: &[Record]) -> Result<(), IngestError> {
-        let Some(state) = &mut self.state else { return Ok(()) };
-        state.trim();
-        let mut missing = Vec::new();
-        for record in batch {
-            missing.extend(needs(record)?.missing(state));
-        }
-        self.loader.load(state, missing, self.position, &self.arena).await
     }
 
     /// Interprets one record.
@@ -443,11 +249,6 @@ impl<S: Sink> Slicer<S> {
         }
     }
 
-    fn is_due(&self) -> bool {
-        let waited = self.oldest.map(|oldest| self.env.clock.elapsed().saturating_sub(oldest));
-        waited.is_some_and(|waited| waited >= self.options.lag)
-    }
-
     /// Writes the arena's layers and commits up to the position.
     async fn commit(&mut self) -> Result<(), IngestError> {
         if self.position == self.committed && self.switches.is_empty() && self.confirmed.is_empty() {
@@ -478,10 +279,6 @@ impl<S: Sink> Slicer<S> {
         self.report.switches.append(&mut self.switches);
         Ok(())
     }
-
-    fn finish_report(&self, stopped: Stopped) -> SliceReport {
-        SliceReport { to: self.position, tli: self.tli, stopped, ..self.report.clone() }
-    }
 }
 
 /// Whether missing pages are to be remembered: inside the window of an online base image.
@@ -497,21 +294,4 @@ fn new_stream(archive: &WalArchive, lsn: Lsn, prev: Lsn, tli: Tli) -> WalStream 
         seg_size: archive.segment_size(),
         system_identifier: archive.system_identifier(),
     })
-}
-
-fn empty_report(from: Lsn, tli: Tli) -> SliceReport {
-    SliceReport {
-        from,
-        to: from,
-        tli,
-        records: 0,
-        rows: 0,
-        layers: 0,
-        layer_bytes: 0,
-        commits: 0,
-        confirmed: Vec::new(),
-        switches: Vec::new(),
-        gap: None,
-        stopped: Stopped::Target,
-    }
 }

@@ -25,9 +25,8 @@ pub async fn open_slicer(
     caches: LayerCaches,
     epoch: u64,
 ) -> Result<Slicer<ManifestSink>, IngestError> {
-    let sink_error = |e: zenith_manifest::ManifestError| IngestError::Sink(e.to_string());
-    let root = manifest.latest().await.map_err(sink_error)?;
-    let layers = manifest.layers(&root).await.map_err(sink_error)?;
+    let root = manifest.latest().await?;
+    let layers = manifest.layers(&root).await?;
     let size = WalSegSize::new(u64::from(identity.wal_segment_size)).ok_or_else(|| {
         IngestError::Internal(format!("the timeline's WAL segment size is {}", identity.wal_segment_size))
     })?;

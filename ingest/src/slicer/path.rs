@@ -1,7 +1,7 @@
 //! Which TLI each segment is read from: the history that slicing follows (PROTOCOLS.md §4).
 
 use crate::error::IngestError;
-use zenith_manifest::TliSwitch;
+use zenith_manifest::{BaseImage, TliSwitch};
 use zenith_pgformat::history::History;
 use zenith_pgformat::wal_name::WalSegSize;
 use zenith_pgformat::{Lsn, Tli};
@@ -69,6 +69,20 @@ impl TliPath {
         if !self.ahead.is_empty() {
             self.current = self.ahead.remove(0).tli;
         }
+    }
+
+    /// `tli` and the TLIs that follow it on the path.
+    pub(super) fn from(&self, tli: Tli) -> Vec<Tli> {
+        let ahead = self.ahead.iter().map(|switch| switch.tli).filter(|later| *later > tli);
+        std::iter::once(tli).chain(ahead).collect()
+    }
+
+    /// Whether slicing may come to a base image ahead: one on this path, or of a TLI whose history is not archived.
+    pub(super) fn may_lead_to(&self, base: &BaseImage) -> bool {
+        let newest = self.ahead.last().map_or(self.current, |switch| switch.tli);
+        let begun = self.ahead.iter().rev().find(|switch| switch.from <= base.redo);
+        let there = begun.map_or(self.current, |switch| switch.tli);
+        base.tli == there || base.tli > newest
     }
 
     /// The TLI whose file holds segment `segment`: the newest that has begun in it or before. Its first segment

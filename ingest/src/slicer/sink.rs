@@ -51,7 +51,7 @@ impl ManifestSink {
     async fn change(&self, change: Change) -> Result<(), IngestError> {
         self.manifest.commit(&change).await.map(|_| ()).map_err(|e| match e {
             CommitError::Fenced(fenced) => IngestError::Fenced(fenced.to_string()),
-            other => IngestError::Sink(other.to_string()),
+            other => IngestError::Commit(other),
         })
     }
 }
@@ -75,8 +75,7 @@ impl Sink for ManifestSink {
     }
 
     async fn bases(&self) -> Result<Option<Vec<BaseImage>>, IngestError> {
-        let root = self.manifest.latest().await.map_err(|e| IngestError::Sink(e.to_string()))?;
-        Ok(Some(root.bases.clone()))
+        Ok(Some(self.manifest.latest().await?.bases.clone()))
     }
 
     fn epoch(&self) -> u64 {

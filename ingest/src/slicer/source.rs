@@ -80,9 +80,7 @@ impl Source {
             return Ok(None);
         };
         let size = self.archive.segment_size();
-        read_base_wal(&**objects, paths, base.id, tli, segment, size)
-            .await
-            .map_err(|e| IngestError::Internal(e.to_string()))
+        Ok(read_base_wal(&**objects, paths, base.id, tli, segment, size).await?)
     }
 
     /// The highest archived segment of a TLI from `from` on, asked anew.

@@ -60,5 +60,7 @@ pub fn ended(stopped: &Stopped) -> String {
         Stopped::EndOfRecords(error) => format!("end of the WAL in the last archived segment ({error})"),
         Stopped::Target => "the target is reached".to_owned(),
         Stopped::RangeBegun { base } => format!("goes on at base image {}", base.0.simple()),
+        Stopped::Asked => "it was asked to stop; there may be more WAL".to_owned(),
+        Stopped::Going => "there is more WAL".to_owned(),
     }
 }
