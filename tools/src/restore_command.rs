@@ -128,14 +128,7 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit::UNKNOWN)
         }
         Some(Command::Wal { file, path }) => exit::run(PROGRAM, exit::UNKNOWN, || {
-            let status = match cli.store.resolve() {
-                Ok(settings) => restore_wal::run(PROGRAM, &Env::system(), &settings, &file, &path),
-                Err(error) => {
-                    exit::report(PROGRAM, &error);
-                    exit::UNKNOWN
-                }
-            };
-            Ok(status)
+            Ok(restore_wal::run(PROGRAM, &Env::system(), &cli.store, &file, &path))
         }),
         None => exit::run(PROGRAM, exit::FAILED, || run(&cli.store, &cli.restore).map(|()| exit::DONE)),
     }

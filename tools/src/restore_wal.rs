@@ -3,24 +3,20 @@
 //! 0: found; 1: certainly not in the archive; 255: anything else. PostgreSQL ends recovery, and promotes, on any
 //! status from 1 to 125, so an outage must never look like an absence (facts/peers.md §3.5).
 
-use crate::cli::deadline::{ARCHIVING, Step, within};
-use crate::cli::{Session, Settings, exit};
+use crate::cli::deadline::{ARCHIVING, Step, answer_within};
+use crate::cli::{Session, StoreOptions, TimelineChoice, exit};
 use anyhow::{Context, bail};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use zenith_ingest::archive::{WalArchive, check_segment};
 use zenith_pgformat::wal_name::WalFile;
 use zenith_store::Env;
 
-/// Fetches the file to `target`; gives the exit status. Errors are said here.
-pub fn run(program: &str, env: &Env, settings: &Settings, name: &str, target: &Path) -> u8 {
-    let found = exit::runtime(0).and_then(|runtime| {
-        let found = runtime.block_on(fetch(env, settings, name, target));
-        // A thread that hangs in a dead file system must not hold up the answer.
-        runtime.shutdown_background();
-        found
-    });
-    match found {
+/// Fetches the file to `target` within [`ARCHIVING`]; gives the exit status. Errors are said here.
+pub fn run(program: &str, env: &Env, store: &StoreOptions, name: &str, target: &Path) -> u8 {
+    match fetch_within(env, ARCHIVING, store, name, target) {
         Ok(true) => exit::DONE,
         Ok(false) => {
             tracing::info!("{name} is not in the archive");
@@ -33,34 +29,69 @@ pub fn run(program: &str, env: &Env, settings: &Settings, name: &str, target: &P
     }
 }
 
-/// Fetches the file from the timeline or its ancestors; `false` if it certainly is not there.
-pub async fn fetch(env: &Env, settings: &Settings, name: &str, target: &Path) -> anyhow::Result<bool> {
+/// Fetches the file within `limit`; `false` if it certainly is not there.
+pub fn fetch_within(
+    env: &Env,
+    limit: Duration,
+    store: &StoreOptions,
+    name: &str,
+    target: &Path,
+) -> anyhow::Result<bool> {
     let step = Step::default();
-    within(env, ARCHIVING, &step, async {
-        step.begin("reading name and identity of the timeline");
-        let session = Session::open(env, settings, false)?;
-        let identity = session.identity(&settings.timeline).await?;
-        let archive = session.archive(&identity)?;
-        let Some(file) = WalFile::parse(name, archive.segment_size()) else {
-            bail!("\"{name}\" is no name of a WAL file of timeline {}", identity.timeline);
-        };
-        step.begin("reading the histories of its ancestors");
-        let chain = session.archive_chain(&identity).await?;
-        step.begin(format!("reading {name} from the store"));
-        let Some(content) = chain.find(file).await? else { return Ok(false) };
-        step.begin(format!("writing {}", target.display()));
-        let target = target.to_owned();
-        tokio::task::spawn_blocking(move || write_whole(&target, &content))
-            .await
-            .context("writing the file")??;
-        Ok(true)
-    })
-    .await
-    .with_context(|| format!("cannot tell whether {name} is in the archive, or cannot write it"))
+    let work = {
+        let (env, store, step) = (env.clone(), store.clone(), step.clone());
+        let (name, target) = (name.to_owned(), target.to_owned());
+        move || {
+            step.begin("reading the configuration");
+            let settings = store.resolve()?;
+            let runtime = exit::runtime(0)?;
+            let found = runtime.block_on(async {
+                step.begin("opening the store");
+                let session = Session::open(&env, &settings, false)?;
+                fetch(&session, &settings.timeline, &name, &target, &step).await
+            });
+            runtime.shutdown_background();
+            found
+        }
+    };
+    answer_within(env, limit, &step, work)
+        .with_context(|| format!("cannot tell whether {name} is in the archive, or cannot write it"))
+}
+
+/// Fetches the file from the timeline or its ancestors; `false` if it certainly is not there.
+pub async fn fetch(
+    session: &Session,
+    timeline: &TimelineChoice,
+    name: &str,
+    target: &Path,
+    step: &Step,
+) -> anyhow::Result<bool> {
+    step.begin("reading name and identity of the timeline");
+    let identity = session.identity(timeline).await?;
+    let archive = session.archive(&identity)?;
+    let Some(file) = WalFile::parse(name, archive.segment_size()) else {
+        bail!("\"{name}\" is no name of a WAL file of timeline {}", identity.timeline);
+    };
+    step.begin("reading the histories of its ancestors");
+    let chain = session.archive_chain(&identity).await?;
+    step.begin(format!("reading {name} from the store"));
+    let Some(content) = chain.find(file).await? else { return Ok(false) };
+    check(name, file, &archive, &content)?;
+    step.begin(format!("writing {}", target.display()));
+    write_whole(target, &content)?;
+    Ok(true)
+}
+
+/// PostgreSQL takes a segment that is not its own for the end of the archive, and promotes.
+fn check(name: &str, file: WalFile, archive: &WalArchive, content: &[u8]) -> anyhow::Result<()> {
+    let WalFile::Segment { segment, .. } = file else { return Ok(()) };
+    check_segment(content, segment, archive.segment_size(), archive.system_identifier())
+        .map(drop)
+        .with_context(|| format!("the archive's {name} is damaged: restore it from a copy of the store"))
 }
 
 /// Under the final name the file is either whole and durable, or not there.
-fn write_whole(target: &Path, content: &[u8]) -> anyhow::Result<()> {
+pub(crate) fn write_whole(target: &Path, content: &[u8]) -> anyhow::Result<()> {
     let mut temporary = target.as_os_str().to_owned();
     temporary.push(".zenith.tmp");
     let temporary = PathBuf::from(temporary);

@@ -1,17 +1,24 @@
 //! `zenith_push wal` and `zenith_restore wal` as processes, on segments made by hand (1 MB, PostgreSQL's smallest) and
 //! from a server itself.
 
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 use zenith_ingest::archive::WalArchive;
 use zenith_manifest::Names;
+use zenith_pgformat::control::ControlFile;
 use zenith_pgformat::wal::page::{LongHeader, PageHeader};
 use zenith_pgformat::wal_name::{WalFile, WalSegSize};
-use zenith_store::{ClusterPaths, Env, Store, StoreSettings};
+use zenith_store::{Clock, ClusterPaths, Env, Store, StoreSettings};
+use zenith_testkit::control::control_file;
 use zenith_testkit::outcome::{fails, said, succeeds};
 use zenith_testkit::pg::{Pg, PgOptions, give_to_server, server_dir};
+use zenith_tools::cli::{StoreOptions, exit};
+use zenith_tools::{push, restore_wal};
 
 const SYSTEM_IDENTIFIER: u64 = 7_000_000_000_000_000_001;
 const SEGMENT: u64 = 1 << 20;
@@ -20,14 +27,27 @@ fn size() -> WalSegSize {
     WalSegSize::new(SEGMENT).expect("valid")
 }
 
-/// A folder with a store in it and files beside.
+/// A folder with a store in it and a data directory beside.
 struct Place {
     folder: TempDir,
 }
 
 impl Place {
     fn new() -> Place {
-        Place { folder: server_dir() }
+        let place = Place { folder: server_dir() };
+        place.data_directory("data", SYSTEM_IDENTIFIER);
+        place
+    }
+
+    /// As much of a data directory as says whose it is.
+    fn data_directory(&self, name: &str, system_identifier: u64) -> PathBuf {
+        let data = self.folder.path().join(name);
+        for below in ["global", "pg_wal"] {
+            std::fs::create_dir_all(data.join(below)).expect("made");
+        }
+        let control = ControlFile { system_identifier, wal_segment_size: size(), ..control_file() };
+        std::fs::write(data.join("global/pg_control"), control.encode()).expect("written");
+        data
     }
 
     fn url(&self) -> String {
@@ -42,8 +62,15 @@ impl Place {
         self.command(env!("CARGO_BIN_EXE_zenith_push"), &["wal"]).arg(file).output().expect("started")
     }
 
-    /// A file of WAL beside the store.
+    /// A file of WAL in the data directory.
     fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.folder.path().join("data/pg_wal").join(name);
+        std::fs::write(&path, content).expect("written");
+        path
+    }
+
+    /// A file of WAL in no data directory.
+    fn stray(&self, name: &str, content: &[u8]) -> PathBuf {
         let path = self.folder.path().join(name);
         std::fs::write(&path, content).expect("written");
         path
@@ -128,6 +155,49 @@ fn history_backup_and_partial_files_are_protected_too() {
 }
 
 #[test]
+fn a_history_or_backup_file_of_another_cluster_is_refused_at_every_push() {
+    let place = Place::new();
+    succeeds(&place.push(&place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0))));
+    let theirs = place.data_directory("theirs", SYSTEM_IDENTIFIER + 1);
+    let backup = WalFile::Backup { tli: 1, segment: 1, offset: 0x28 }.name(size());
+    let (ours, other) = (SYSTEM_IDENTIFIER.to_string(), (SYSTEM_IDENTIFIER + 1).to_string());
+    for (name, content) in [
+        ("00000002.history", &b"1\t0/180000\tno reason\n"[..]),
+        (backup.as_str(), b"START WAL LOCATION: 0/100028\n"),
+    ] {
+        let path = theirs.join("pg_wal").join(name);
+        std::fs::write(&path, content).expect("written");
+        fails(&place.push(&path), &[name, "system identifier", &ours, &other]);
+        // As PostgreSQL names it: relative to the data directory, which is the current one.
+        let mut push = place.command(env!("CARGO_BIN_EXE_zenith_push"), &["wal"]);
+        let push = push.arg(format!("pg_wal/{name}")).current_dir(&theirs);
+        fails(&push.output().expect("started"), &[name, "system identifier", &ours, &other]);
+        let target = place.folder.path().join("fetched");
+        assert_eq!(place.restore(name, &target).status.code(), Some(1), "it is not there");
+        // The name is still free for the file that belongs here.
+        succeeds(&place.push(&place.file(name, content)));
+        fails(&place.push(&path), &[name, "system identifier"]);
+    }
+}
+
+#[test]
+fn a_history_file_of_which_nothing_says_whose_it_is_succeeds_only_where_it_is_archived_already() {
+    let place = Place::new();
+    succeeds(&place.push(&place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0))));
+    let content = b"1\t0/180000\tno reason\n";
+    let stray = place.stray("00000002.history", content);
+    fails(&place.push(&stray), &["00000002.history", "global/pg_control", "data directory"]);
+    assert_eq!(place.restore("00000002.history", &place.folder.path().join("x")).status.code(), Some(1));
+
+    // The current directory may say it, for whoever archives files from elsewhere.
+    let mut push = place.command(env!("CARGO_BIN_EXE_zenith_push"), &["wal"]);
+    succeeds(&push.arg(&stray).current_dir(place.folder.path().join("data")).output().expect("started"));
+    succeeds(&place.push(&stray));
+    place.stray("00000002.history", b"1\t0/190000\tother\n");
+    fails(&place.push(&stray), &["00000002.history", "other content"]);
+}
+
+#[test]
 fn what_is_not_this_clusters_whole_segment_is_refused() {
     let place = Place::new();
     succeeds(&place.push(&place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0))));
@@ -141,7 +211,7 @@ fn what_is_not_this_clusters_whole_segment_is_refused() {
     fails(&place.push(&garbage), &[&name(6), "magic number"]);
     let history = place.file("00000003.history", b"this is no history");
     fails(&place.push(&history), &["00000003.history"]);
-    fails(&place.push(&place.folder.path().join(name(7))), &[&name(7), "cannot read"]);
+    fails(&place.push(&place.folder.path().join("data/pg_wal").join(name(7))), &[&name(7), "cannot read"]);
     fails(&place.push(&place.file("postgresql.conf", b"")), &["postgresql.conf", "no WAL file"]);
     for number in [2, 3, 4, 6, 7] {
         assert_eq!(place.restore(&name(number), &place.folder.path().join("x")).status.code(), Some(1));
@@ -153,7 +223,8 @@ fn a_file_that_would_be_refused_does_not_make_a_timeline() {
     let place = Place::new();
     fails(&place.push(&place.file(&name(3), &segment(3, SYSTEM_IDENTIFIER, 0)[..8192])), &[&name(3)]);
     fails(&place.push(&place.file(&name(4), b"")), &[&name(4)]);
-    fails(&place.push(&place.file("00000002.history", b"")), &["00000002.history", "zenith_push base"]);
+    fails(&place.push(&place.stray("00000002.history", b"")), &["00000002.history", "zenith_push base"]);
+    fails(&place.push(&place.file("00000002.history", b"no history")), &["00000002.history"]);
     assert!(!place.folder.path().join("store/main/names").exists());
 }
 
@@ -248,6 +319,98 @@ fn a_damaged_object_is_named_and_is_no_absence() {
     assert_eq!(output.status.code(), Some(255));
     assert!(said(&output).contains(&name(1)), "{}", said(&output));
     assert!(!place.folder.path().join("RECOVERYXLOG").exists());
+}
+
+/// A file that hangs whoever reads it, for as long as anybody knows this, and a clock whose limits are over as soon as
+/// somebody hangs there.
+#[derive(Debug)]
+struct HungFile {
+    path: PathBuf,
+    /// Keeps the reader waiting for what never comes.
+    writers: Mutex<Vec<File>>,
+}
+
+impl HungFile {
+    fn new(path: PathBuf) -> Arc<HungFile> {
+        assert!(Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
+        Arc::new(HungFile { path, writers: Mutex::default() })
+    }
+}
+
+#[async_trait::async_trait]
+impl Clock for HungFile {
+    fn now(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH
+    }
+
+    fn elapsed(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    async fn sleep(&self, _: Duration) {
+        loop {
+            // Opening it for writing without waiting succeeds once there is a reader.
+            let mut opening = OpenOptions::new();
+            match opening.write(true).custom_flags(libc::O_NONBLOCK).open(&self.path) {
+                Ok(writer) => return self.writers.lock().expect("lock").push(writer),
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    }
+}
+
+/// Where a file of the file system hangs.
+#[derive(Clone, Copy, Debug)]
+enum Hangs {
+    Configuration,
+    /// A file that opening the store reads.
+    Credentials,
+}
+
+impl Place {
+    /// Options with such a file, and an environment whose limits are over as soon as somebody hangs there.
+    fn hung(&self, hangs: Hangs, number: u32) -> (StoreOptions, Env) {
+        let pipe = HungFile::new(self.folder.path().join(format!("hung-{number}")));
+        let env = Env { clock: pipe.clone(), ..Env::system() };
+        let (store, config) = match hangs {
+            Hangs::Configuration => (self.url(), pipe.path.clone()),
+            Hangs::Credentials => {
+                let config = self.folder.path().join(format!("{number}.toml"));
+                let text = format!("[credentials]\ngoogle_service_account = {:?}\n", pipe.path);
+                std::fs::write(&config, text).expect("written");
+                ("gs://zenith/x".to_owned(), config)
+            }
+        };
+        (StoreOptions { store: Some(store), config: Some(config), ..StoreOptions::default() }, env)
+    }
+}
+
+#[test]
+fn a_file_system_that_hangs_is_told_within_the_limit_with_what_was_being_done() {
+    let place = Place::new();
+    let file = place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0));
+    let target = place.folder.path().join("RECOVERYXLOG");
+    let limit = Duration::from_secs(42);
+    for (number, (hangs, step)) in
+        [(Hangs::Configuration, "reading the configuration"), (Hangs::Credentials, "opening the store")]
+            .into_iter()
+            .enumerate()
+    {
+        let number = number as u32 * 10;
+        let (store, env) = place.hung(hangs, number);
+        let error = push::wal::push_within(&env, limit, &store, &file).expect_err("hung");
+        let said = exit::message_of(&error);
+        assert_eq!(exit::status_of(&error), exit::FAILED);
+        assert!(said.contains(&name(1)) && said.contains("42 s") && said.contains(step), "{said}");
+
+        let (store, env) = place.hung(hangs, number + 1);
+        let error = restore_wal::fetch_within(&env, limit, &store, &name(1), &target).expect_err("hung");
+        let said = exit::message_of(&error);
+        assert!(said.contains(&name(1)) && said.contains("42 s") && said.contains(step), "{said}");
+
+        let (store, env) = place.hung(hangs, number + 2);
+        assert_eq!(restore_wal::run("test", &env, &store, &name(1), &target), exit::UNKNOWN);
+    }
 }
 
 #[test]

@@ -33,7 +33,8 @@ Examples:
   zenith_push wal --store s3://backup/pg pg_wal/000000010000000000000001
 
 The same file again succeeds, other bytes under the same name fail and change nothing; that holds for .history,
-.backup and .partial files too. Every failure exits with 1 within a minute and says why: PostgreSQL keeps the file
+.backup and .partial files too. History and backup files do not say which cluster they are of: global/pg_control of
+the data directory around them, or of the current directory, must be of the timeline's cluster. Every failure exits with 1 within a minute and says why: PostgreSQL keeps the file
 and tries again.")]
     Wal {
         /// The file, relative to the data directory or absolute: %p
@@ -114,11 +115,10 @@ pub fn main() -> ExitCode {
         Err(status) => return status,
     };
     exit::run("zenith_push", exit::FAILED, || {
-        let settings = cli.store.resolve()?;
         let env = Env::system();
         match cli.command {
-            Command::Wal { path } => wal::run(&env, &settings, &path),
-            Command::Base(args) => base::run(&env, &settings, &args),
+            Command::Wal { path } => wal::run(&env, &cli.store, &path),
+            Command::Base(args) => base::run(&env, &cli.store.resolve()?, &args),
         }
         .map(|()| exit::DONE)
     })

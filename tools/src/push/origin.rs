@@ -1,7 +1,8 @@
-//! Which cluster a WAL file comes from, for the push that makes the timeline.
+//! Which cluster a WAL file comes from.
 
 use anyhow::{Context, bail};
-use std::io::Read;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use zenith_manifest::Identity;
 use zenith_pgformat::BLCKSZ;
@@ -12,6 +13,8 @@ use zenith_store::TimelineId;
 
 /// Longer control files do not exist.
 const CONTROL_MAX: u64 = 64 * 1024;
+/// A write of it takes microseconds.
+const CONTROL_TRIES: u32 = 10;
 
 /// What a cluster is known by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,31 +38,6 @@ impl Origin {
         Ok(Origin { system_identifier: long.system_identifier, segment_size })
     }
 
-    /// By the data directory around a file that has no header: its `global/pg_control`, found from the file's own
-    /// place or from the current directory, which is the data directory for `archive_command`.
-    pub fn of_neighbourhood(path: &Path) -> anyhow::Result<Origin> {
-        let beside = path.parent().and_then(Path::parent).map(|data| data.join("global/pg_control"));
-        let candidates: Vec<PathBuf> =
-            beside.into_iter().chain([PathBuf::from("global/pg_control")]).collect();
-        for candidate in &candidates {
-            let mut bytes = Vec::new();
-            let read = std::fs::File::open(candidate)
-                .and_then(|file| file.take(CONTROL_MAX).read_to_end(&mut bytes));
-            if read.is_ok() {
-                let control = ControlFile::decode(&bytes).with_context(|| candidate.display().to_string())?;
-                return Ok(Origin {
-                    system_identifier: control.system_identifier,
-                    segment_size: control.wal_segment_size,
-                });
-            }
-        }
-        bail!(
-            "{} is the first file for this cluster and does not say which cluster it comes from, and there is no \
-             global/pg_control beside it: archive a WAL segment first, or take a base image with zenith_push base",
-            path.display()
-        )
-    }
-
     /// A timeline for this cluster, without ancestors.
     pub fn identity(&self, timeline: TimelineId) -> Identity {
         Identity {
@@ -71,6 +49,54 @@ impl Origin {
             block_size: BLCKSZ as u32,
             ancestor: None,
             encryption: None,
+        }
+    }
+}
+
+/// A data directory around a file that does not say itself which cluster it is of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Neighbour {
+    /// The control file that says it.
+    pub control: PathBuf,
+    /// What it says.
+    pub origin: Origin,
+}
+
+impl Neighbour {
+    /// The data directory that the file's own directory (pg_wal) lies in, else the current directory, which is the data
+    /// directory for `archive_command`. `None` where neither is one.
+    pub fn of(path: &Path) -> anyhow::Result<Option<Neighbour>> {
+        let absolute = std::path::absolute(path).with_context(|| path.display().to_string())?;
+        let beside = absolute.parent().and_then(Path::parent).map(|data| data.join("global/pg_control"));
+        for control in beside.into_iter().chain([PathBuf::from("global/pg_control")]) {
+            if let Some(file) = read_control(&control)? {
+                let origin =
+                    Origin { system_identifier: file.system_identifier, segment_size: file.wal_segment_size };
+                return Ok(Some(Neighbour { control, origin }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// `None` where there is no such file. The server writes it in place: what is read meanwhile may be torn, and is read
+/// again.
+fn read_control(path: &Path) -> anyhow::Result<Option<ControlFile>> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(CONTROL_MAX).read_to_end(&mut bytes));
+        match read {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+            Ok(_) => match ControlFile::decode(&bytes) {
+                Ok(file) => return Ok(Some(file)),
+                Err(_) if tries < CONTROL_TRIES => {}
+                Err(error) => return Err(error).with_context(|| path.display().to_string()),
+            },
         }
     }
 }
@@ -98,10 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_says_nothing_is_refused_where_no_data_directory_is_around_it() {
+    fn a_file_has_a_neighbour_only_where_a_data_directory_is_around_it() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("pg_wal/00000002.history");
-        let error = Origin::of_neighbourhood(&path).expect_err("unknown").to_string();
-        assert!(error.contains("00000002.history") && error.contains("zenith_push base"), "{error}");
+        assert_eq!(Neighbour::of(&path).expect("looked"), None);
+        // One that is there and says nothing is no licence.
+        std::fs::create_dir(folder.path().join("global")).expect("made");
+        std::fs::write(folder.path().join("global/pg_control"), [7; 8192]).expect("written");
+        let error = Neighbour::of(&path).expect_err("damaged").to_string();
+        assert!(error.contains("global/pg_control"), "{error}");
     }
 }

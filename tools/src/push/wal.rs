@@ -1,15 +1,17 @@
 //! `zenith_push wal`: PostgreSQL's `archive_command` (facts/peers.md §4.4, PROTOCOLS.md §1).
 
-use super::origin::Origin;
-use crate::cli::deadline::{ARCHIVING, Step, within};
-use crate::cli::{Session, Settings, TimelineChoice, exit, output};
+use super::origin::{Neighbour, Origin};
+use crate::cli::deadline::{ARCHIVING, Step, answer_within};
+use crate::cli::{Session, StoreOptions, TimelineChoice, exit, output};
 use anyhow::{Context, bail};
 use serde::Serialize;
 use std::io::Read;
 use std::path::Path;
-use zenith_ingest::archive::{Compressed, Stored};
+use std::time::Duration;
+use zenith_ingest::archive::{Compressed, Stored, WalArchive};
 use zenith_manifest::names::{MAIN, Main};
 use zenith_manifest::{Identity, NameError};
+use zenith_pgformat::history::History;
 use zenith_pgformat::wal_name::{WalFile, WalSegSize};
 use zenith_store::Env;
 
@@ -29,14 +31,17 @@ pub struct Pushed {
     pub created_timeline: bool,
 }
 
-/// Archives the file and prints what it came to, as far as that is wanted.
-pub fn run(env: &Env, settings: &Settings, path: &Path) -> anyhow::Result<()> {
-    let runtime = exit::runtime(0)?;
-    let pushed = runtime.block_on(push(env, settings, path));
-    // A thread that hangs in a dead file system must not hold up the answer.
-    runtime.shutdown_background();
-    let pushed = pushed?;
-    if settings.json {
+/// A file to archive, read.
+struct Offered {
+    compressed: Compressed,
+    /// The data directory around it, where the file itself does not say which cluster it is of.
+    neighbour: Option<Neighbour>,
+}
+
+/// Archives the file within [`ARCHIVING`] and prints what it came to, as far as that is wanted.
+pub fn run(env: &Env, store: &StoreOptions, path: &Path) -> anyhow::Result<()> {
+    let pushed = push_within(env, ARCHIVING, store, path)?;
+    if store.json {
         return output::json(&pushed);
     }
     if pushed.created_timeline {
@@ -48,35 +53,46 @@ pub fn run(env: &Env, settings: &Settings, path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Archives the file within [`ARCHIVING`]; an error says that it is not known to be durable.
-pub async fn push(env: &Env, settings: &Settings, path: &Path) -> anyhow::Result<Pushed> {
+/// Archives the file within `limit`; an error says that it is not known to be durable.
+pub fn push_within(env: &Env, limit: Duration, store: &StoreOptions, path: &Path) -> anyhow::Result<Pushed> {
     let name = wal_file_name(path)?;
     let step = Step::default();
-    within(env, ARCHIVING, &step, push_named(env, settings, path, name, &step))
-        .await
-        .with_context(|| format!("{name} was not archived"))
+    let work = {
+        let (env, store, path, step) = (env.clone(), store.clone(), path.to_owned(), step.clone());
+        move || {
+            step.begin("reading the configuration");
+            let settings = store.resolve()?;
+            let runtime = exit::runtime(0)?;
+            let pushed = runtime.block_on(async {
+                step.begin("opening the store");
+                let session = Session::open(&env, &settings, true)?;
+                push(&session, &settings.timeline, &path, &step).await
+            });
+            runtime.shutdown_background();
+            pushed
+        }
+    };
+    answer_within(env, limit, &step, work).with_context(|| format!("{name} was not archived"))
 }
 
-async fn push_named(
-    env: &Env,
-    settings: &Settings,
+/// Archives the file in an open cluster.
+pub async fn push(
+    session: &Session,
+    timeline: &TimelineChoice,
     path: &Path,
-    name: &str,
     step: &Step,
 ) -> anyhow::Result<Pushed> {
-    step.begin("reading name and identity of the timeline");
-    let session = Session::open(env, settings, true)?;
+    let name = wal_file_name(path)?;
+    step.begin("reading the file, and name and identity of the timeline");
     let owned = path.to_owned();
-    let compressing = tokio::task::spawn_blocking(move || {
-        Compressed::new(read(&owned)?).with_context(|| format!("cannot compress {}", owned.display()))
-    });
-    let (found, compressed) = tokio::join!(session.identity(&settings.timeline), compressing);
-    let compressed = compressed.context("reading the file")??;
+    let reading = tokio::task::spawn_blocking(move || offered(&owned));
+    let (found, offered) = tokio::join!(session.identity(timeline), reading);
+    let Offered { compressed, neighbour } = offered.context("reading the file")??;
     let (identity, created_timeline) = match found {
         Ok(identity) => (identity, false),
-        Err(NameError::NotFound { .. }) if settings.timeline == TimelineChoice::Name(MAIN.to_owned()) => {
+        Err(NameError::NotFound { .. }) if *timeline == TimelineChoice::Name(MAIN.to_owned()) => {
             step.begin("creating the timeline");
-            create_main(&session, path, name, compressed.content()).await?
+            create_main(session, path, name, compressed.content(), neighbour.as_ref()).await?
         }
         Err(error) => return Err(error.into()),
     };
@@ -90,8 +106,66 @@ async fn push_named(
         );
     };
     step.begin(format!("storing {name}"));
-    let stored = archive.put_compressed(env, file, compressed).await? == Stored::Stored;
+    let stored = if says_its_cluster(file) || is_of(&identity, path, neighbour.as_ref())? {
+        archive.put_compressed(&session.env, file, compressed).await? == Stored::Stored
+    } else {
+        must_be_archived(&archive, file, path, compressed.content()).await?;
+        false
+    };
     Ok(Pushed { file: name.to_owned(), stored, timeline: identity.timeline.to_string(), created_timeline })
+}
+
+fn offered(path: &Path) -> anyhow::Result<Offered> {
+    let file = path.file_name().and_then(|name| WalFile::parse(name.to_str()?, smallest_segments()));
+    let neighbour = match file.filter(|file| !says_its_cluster(*file)) {
+        Some(_) => Neighbour::of(path)?,
+        None => None,
+    };
+    let compressed =
+        Compressed::new(read(path)?).with_context(|| format!("cannot compress {}", path.display()))?;
+    Ok(Offered { compressed, neighbour })
+}
+
+/// Segments carry the system identifier; the archive compares it.
+fn says_its_cluster(file: WalFile) -> bool {
+    matches!(file, WalFile::Segment { .. } | WalFile::Partial { .. })
+}
+
+/// Whether the data directory around the file is the timeline's cluster; an error if it is another one's, `false` if
+/// there is none.
+fn is_of(identity: &Identity, path: &Path, neighbour: Option<&Neighbour>) -> anyhow::Result<bool> {
+    let Some(Neighbour { control, origin }) = neighbour else { return Ok(false) };
+    if origin.system_identifier != identity.system_identifier {
+        bail!(
+            "{} belongs to a cluster with system identifier {} (by {}), but timeline {} to the one with {}: give every \
+             cluster a --cluster or a timeline of its own",
+            path.display(),
+            origin.system_identifier,
+            control.display(),
+            identity.timeline,
+            identity.system_identifier
+        );
+    }
+    Ok(true)
+}
+
+/// A file of which nothing says that it is this cluster's: a foreign history would lead slicing astray, and keep its
+/// name from the right one for ever. It succeeds only where the same bytes are archived already.
+async fn must_be_archived(
+    archive: &WalArchive,
+    file: WalFile,
+    path: &Path,
+    content: &[u8],
+) -> anyhow::Result<()> {
+    match archive.get(file).await? {
+        Some(archived) if archived == content => Ok(()),
+        Some(_) => bail!("it was archived before with other content; the archived file was kept"),
+        None => bail!(
+            "{} does not say which cluster it is of, and there is no global/pg_control beside it that would: push it \
+             from the data directory of the server that wrote it, or with that as the current directory",
+            path.display()
+        ),
+    }
 }
 
 /// Makes the timeline `main` of an empty cluster, or takes the one that another push has made meanwhile.
@@ -100,10 +174,16 @@ async fn create_main(
     path: &Path,
     name: &str,
     content: &[u8],
+    neighbour: Option<&Neighbour>,
 ) -> anyhow::Result<(Identity, bool)> {
-    let origin = match WalFile::parse(name, smallest_segments()) {
-        Some(WalFile::Segment { .. } | WalFile::Partial { .. }) => Origin::of_segment(name, content)?,
-        _ => Origin::of_neighbourhood(path)?,
+    let origin = match (WalFile::parse(name, smallest_segments()), neighbour) {
+        (Some(WalFile::Segment { .. } | WalFile::Partial { .. }), _) => Origin::of_segment(name, content)?,
+        (_, Some(neighbour)) => neighbour.origin,
+        (_, None) => bail!(
+            "{} is the first file for this cluster and does not say which cluster it comes from, and there is no \
+             global/pg_control beside it: archive a WAL segment first, or take a base image with zenith_push base",
+            path.display()
+        ),
     };
     check_before_creating(&origin, name, content)?;
     let identity = origin.identity(zenith_store::TimelineId(session.env.ids.fresh()));
@@ -121,7 +201,11 @@ fn check_before_creating(origin: &Origin, name: &str, content: &[u8]) -> anyhow:
             zenith_ingest::archive::check_segment(content, segment, size, origin.system_identifier)?;
             Ok(())
         }
-        Some(_) => Ok(()),
+        Some(WalFile::History { tli }) => {
+            History::parse(tli, content)?;
+            Ok(())
+        }
+        Some(WalFile::Backup { .. }) => Ok(()),
         None => bail!("its own header says that its cluster has no file of this name"),
     }
 }
@@ -157,22 +241,4 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_names_that_postgresql_archives_are_taken() {
-        for name in [
-            "pg_wal/000000010000000000000001",
-            "/data/pg_wal/000000010000000000000FFF",
-            "00000002.history",
-            "pg_wal/000000010000000000000002.00000028.backup",
-            "pg_wal/000000010000000000000003.partial",
-        ] {
-            assert!(wal_file_name(Path::new(name)).is_ok(), "{name}");
-        }
-        for name in ["", "/", "pg_wal", "postgresql.conf", "pg_wal/00000001000000000000000", "x.history"] {
-            assert!(wal_file_name(Path::new(name)).is_err(), "{name}");
-        }
-    }
-}
+mod tests;
