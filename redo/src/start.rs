@@ -90,7 +90,7 @@ pub enum StartError {
         reason: String,
     },
     /// A system call failed.
-    #[error("cannot {what}: {source}")]
+    #[error("cannot {what}: {source}{}", remedy(source))]
     Io {
         /// What was tried.
         what: String,
@@ -98,8 +98,14 @@ pub enum StartError {
         source: io::Error,
     },
     /// `initdb` failed.
-    #[error("initdb for the redo processes failed: {message}")]
+    #[error(
+        "initdb for the redo processes failed: {message}; it works in {}, which needs 50 MB of room: TMPDIR names another \
+         folder",
+        folder.display()
+    )]
     InitDb {
+        /// The work directory.
+        folder: PathBuf,
         /// What it said.
         message: String,
     },
@@ -122,6 +128,16 @@ pub enum StartError {
         /// What went wrong.
         reason: String,
     },
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; make room there, or choose another folder by TMPDIR"
+        }
+        io::ErrorKind::FileTooLarge => "; raise the limit on the size of files",
+        _ => "",
+    }
 }
 
 fn list(paths: &[PathBuf]) -> String {

@@ -214,7 +214,8 @@ impl WorkDir {
         if output.status.success() {
             return Ok(());
         }
-        Err(StartError::InitDb { message: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
+        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(StartError::InitDb { folder: self.path.clone(), message })
     }
 }
 

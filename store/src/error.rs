@@ -127,10 +127,22 @@ impl StoreError {
                 Some(io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory) => {
                     StoreError::Refused { object, reason }
                 }
-                _ => StoreError::Unavailable { object, reason },
+                _ => match status_of(error) {
+                    Some(401 | 403) => StoreError::Denied { object, reason },
+                    Some(400..=407 | 409..=428 | 430..=499) => StoreError::Refused { object, reason },
+                    _ => StoreError::Unavailable { object, reason },
+                },
             },
         }
     }
+}
+
+/// The status that a server answered a listing with, which comes as a generic failure. The client's error type for it is
+/// private, so that its words have to do; what the server itself says stands behind them.
+fn status_of(error: &object_store::Error) -> Option<u16> {
+    let text = error.source()?.to_string();
+    let (_, rest) = text.split_once("status code: ")?;
+    rest.get(..3)?.parse().ok()
 }
 
 /// Whether the disk, the quota or the limit on the size of files does not allow more.
@@ -214,6 +226,19 @@ mod tests {
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
         let error = generic(HttpError::new(HttpErrorKind::Connect, denied));
         assert!(StoreError::from_request(&"a", &error).is_transient());
+    }
+
+    #[test]
+    fn a_listing_that_is_refused_is_no_outage() {
+        let sorted = |status: &str| {
+            let words = format!(
+                "Error performing GET x in 1ms - Server returned non-2xx status code: {status}: body"
+            );
+            StoreError::from_request(&"a", &generic(io::Error::other(words)))
+        };
+        assert!(matches!(sorted("403 Forbidden"), StoreError::Denied { .. }));
+        assert!(matches!(sorted("404 Not Found"), StoreError::Refused { .. }));
+        assert!(sorted("503 Slow Down").is_transient() && sorted("429 Too Many Requests").is_transient());
     }
 
     #[test]

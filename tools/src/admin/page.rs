@@ -3,6 +3,7 @@
 use super::hex;
 use super::relation::RelationName;
 use crate::cli::{Session, Settings, output, reading, units};
+use crate::restore_wal::write_whole;
 use anyhow::Context;
 use clap::Args;
 use serde_json::json;
@@ -93,10 +94,16 @@ fn show(
     if text.is_empty() { Ok(()) } else { output::line(text.trim_end()) }
 }
 
+/// A pipe or a device is written to as it is; a file gets its name when it is whole.
 fn write_file(path: &Path, page: &[u8; BLCKSZ]) -> anyhow::Result<()> {
-    let cannot = || format!("cannot write {}", path.display());
-    let mut file = std::fs::File::create(path).with_context(cannot)?;
-    file.write_all(page).and_then(|()| file.sync_all()).with_context(cannot)
+    let is_special = std::fs::metadata(path).is_ok_and(|found| !found.is_file());
+    if !is_special {
+        return write_whole(path, page);
+    }
+    let opened = std::fs::OpenOptions::new().write(true).open(path);
+    opened
+        .and_then(|mut special| special.write_all(page))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// What the page took, for people.
