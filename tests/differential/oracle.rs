@@ -1,0 +1,74 @@
+//! PostgreSQL's own recovery of a plain base backup, from one LSN to the next.
+//!
+//! A copy that is shut down in recovery goes forward from its last restart point; what is compared is a copy of that copy,
+//! promoted, so that each LSN costs the WAL since the last checkpoint before it and not all of it.
+
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+use zenith_pgformat::Lsn;
+use zenith_testkit::pg::{self, Pg, StopMode};
+
+/// A data directory that follows the archive.
+pub(crate) struct Oracle {
+    home: TempDir,
+    archive: PathBuf,
+}
+
+impl Oracle {
+    /// Takes over a plain base backup, in `data` below `home`.
+    pub(crate) fn new(home: TempDir, archive: &Path) -> Oracle {
+        Oracle { home, archive: archive.to_path_buf() }
+    }
+
+    /// A server as PostgreSQL recovers it up to `lsn`, promoted and stopped. LSNs must rise.
+    pub(crate) fn at(&mut self, lsn: Lsn) -> Pg {
+        let follower = self.home.path().join("data");
+        std::fs::write(follower.join("recovery.signal"), "").expect("a signal file");
+        pg::give_to_server(&follower.join("recovery.signal"));
+        let output = pg::command(pg::bin_dir().join("postgres"))
+            .arg("-D")
+            .arg(&follower)
+            .args(
+                self.settings(self.home.path(), lsn, "shutdown")
+                    .map(|(name, value)| format!("--{name}={value}")),
+            )
+            .output()
+            .expect("postgres exists");
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(log.contains("shutdown at recovery target"), "{lsn}: {log}");
+
+        let home = pg::server_dir();
+        let data = home.path().join("data");
+        pg::run(pg::command("cp").arg("-a").arg(&follower).arg(&data));
+        let server = Pg::adopt(home, data.clone());
+        let settings = self.settings(server.home(), lsn, "promote");
+        let lines = settings.map(|(name, value)| format!("{name} = '{value}'"));
+        server.configure(&lines.each_ref().map(String::as_str));
+        server.start();
+        wait_until_promoted(&data);
+        server.stop(StopMode::Fast);
+        server
+    }
+
+    fn settings(&self, socket: &Path, lsn: Lsn, action: &str) -> [(&'static str, String); 10] {
+        [
+            ("restore_command", format!("cp {}/%f %p", self.archive.display())),
+            ("recovery_target_lsn", lsn.to_string()),
+            ("recovery_target_inclusive", "off".to_owned()),
+            ("recovery_target_action", action.to_owned()),
+            ("archive_mode", "off".to_owned()),
+            ("hot_standby", "off".to_owned()),
+            ("autovacuum", "off".to_owned()),
+            ("max_logical_replication_workers", "0".to_owned()),
+            ("listen_addresses", String::new()),
+            ("unix_socket_directories", socket.display().to_string()),
+        ]
+    }
+}
+
+/// Waits for the end of recovery by what the postmaster writes (miscinit.c, `PM_STATUS_READY`): a connection, even one
+/// that only asks whether there is a server, reads catalogs and prunes their pages.
+fn wait_until_promoted(data: &Path) {
+    let looks = "for i in $(seq 12000); do grep -q '^ready' \"$0\" && exit 0; sleep 0.05; done; exit 1";
+    pg::run(pg::command("sh").args(["-c", looks]).arg(data.join("postmaster.pid")));
+}

@@ -1,0 +1,98 @@
+//! A primary that archives with Zenith into a folder store, and every file also as it is into a plain folder.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
+use zenith_pgformat::Lsn;
+use zenith_pgformat::wal_name::WalSegSize;
+use zenith_testkit::pg::{self, Pg, PgOptions};
+
+/// See the module.
+pub(crate) struct Primary {
+    /// The server.
+    pub(crate) server: Pg,
+    store: TempDir,
+    plain: TempDir,
+}
+
+/// Where cargo put the commands: beside this test's own directory.
+fn zenith_bin(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("own path");
+    let target = test.parent().and_then(Path::parent).expect("target directory");
+    let path = target.join(name);
+    assert!(path.exists(), "{} is not built: run `cargo build --workspace` first", path.display());
+    path
+}
+
+impl Primary {
+    /// A running primary and an empty store.
+    pub(crate) fn start(options: PgOptions) -> Primary {
+        let (store, plain) = (pg::server_dir(), pg::server_dir());
+        let push = zenith_bin("zenith_push");
+        let options = options
+            .conf("archive_mode = on")
+            .conf(&format!(
+                "archive_command = '{} wal %p && cp %p {}/%f'",
+                push.display(),
+                plain.path().display()
+            ))
+            .conf("max_prepared_transactions = 10")
+            .env("ZENITH_STORE", &format!("file://{}/store", store.path().display()));
+        Primary { server: Pg::start_new(&options), store, plain }
+    }
+
+    /// The plain archive.
+    pub(crate) fn plain(&self) -> &Path {
+        self.plain.path()
+    }
+
+    /// Where the store lies.
+    pub(crate) fn store(&self) -> &Path {
+        self.store.path()
+    }
+
+    /// Runs one of Zenith's commands, as the server's user; its output.
+    pub(crate) fn zenith(&self, program: &str, arguments: &[&str]) -> String {
+        let mut command: Command = pg::command(zenith_bin(program));
+        command.args(arguments).env("ZENITH_STORE", format!("file://{}/store", self.store.path().display()));
+        command.env("PGHOST", self.server.socket()).env("PGUSER", "postgres");
+        pg::run(&mut command)
+    }
+
+    /// Restores with Zenith into a directory of its own.
+    pub(crate) fn restore(&self, lsn: Lsn) -> Pg {
+        let home = pg::server_dir();
+        let data = home.path().join("data");
+        self.zenith("zenith_restore", &["-D", &data.display().to_string(), "--lsn", &lsn.to_string()]);
+        Pg::adopt(home, data)
+    }
+
+    /// A plain copy of the primary, in `data` below the answer.
+    pub(crate) fn base_backup(&self) -> TempDir {
+        let home = pg::server_dir();
+        let mut command = self.server.client("pg_basebackup");
+        command.args(["-X", "none", "--checkpoint=fast", "--no-sync", "--no-manifest", "-D"]);
+        pg::run(command.arg(home.path().join("data")));
+        home
+    }
+
+    /// Where the next record goes.
+    pub(crate) fn insert_lsn(&self) -> Lsn {
+        self.server.sql("SELECT pg_current_wal_insert_lsn()").parse().expect("an LSN")
+    }
+
+    /// Its segments' size.
+    pub(crate) fn segment_size(&self) -> WalSegSize {
+        let bytes = self.server.sql("SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'");
+        WalSegSize::new(bytes.parse().expect("bytes")).expect("a segment size")
+    }
+
+    /// Archives everything written so far. The archiver may be minutes behind a suite.
+    pub(crate) fn archive(&self) {
+        let last = self.server.sql("SELECT pg_walfile_name(pg_switch_wal())");
+        let newest = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver";
+        while self.server.sql(newest) < last {
+            self.server.sql("SELECT pg_sleep(0.5)");
+        }
+    }
+}

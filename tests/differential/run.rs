@@ -1,0 +1,117 @@
+//! One run: workload, archive, slice, and the comparison at each LSN.
+
+use crate::files;
+use crate::oracle::Oracle;
+use crate::primary::Primary;
+use crate::wal::Archived;
+use zenith_pgformat::Lsn;
+use zenith_testkit::mask::compare_directories;
+use zenith_testkit::pg::{self, Pg, PgOptions, StopMode};
+
+/// At how many LSNs a run is compared; the last is the end of the run.
+#[derive(Clone, Copy)]
+pub(crate) struct Points(pub(crate) usize);
+
+/// What a run compared.
+#[derive(Default, Debug)]
+struct Figures {
+    records: usize,
+    wal_bytes: u64,
+    lsns: usize,
+    files: usize,
+    pages: usize,
+    slru_pages: usize,
+    dumps: usize,
+}
+
+/// Runs a workload on an archived primary, slices, and compares at `points` LSNs spread over its records.
+///
+/// With `ZENITH_DIFFERENTIAL_KEEP` set, the first difference ends the process with all directories left in place.
+pub(crate) fn differential(name: &str, options: PgOptions, points: Points, workload: impl FnOnce(&Primary)) {
+    let options = options.conf("checkpoint_timeout = 30s").conf("max_connections = 60");
+    let primary = Primary::start(options);
+    println!("{}", primary.zenith("zenith_push", &["base", "--checkpoint=fast"]));
+    let mut oracle = Oracle::new(primary.base_backup(), primary.plain());
+    let from = primary.insert_lsn();
+    workload(&primary);
+    let to = primary.insert_lsn();
+    primary.archive();
+    println!("{}", primary.zenith("zenith_slicedice", &[]));
+
+    let archived = Archived::read(primary.plain(), primary.segment_size(), from, to);
+    let mut figures =
+        Figures { records: archived.ends.len(), wal_bytes: archived.bytes, ..Figures::default() };
+    let chosen = archived.spread(points.0);
+    for (index, lsn) in chosen.iter().enumerate() {
+        let dumped = index + 1 == chosen.len() || index % 5 == 0;
+        compare_at(&primary, &mut oracle, *lsn, dumped, &mut figures);
+    }
+    report(name, &figures);
+}
+
+fn compare_at(primary: &Primary, oracle: &mut Oracle, lsn: Lsn, dumped: bool, figures: &mut Figures) {
+    let theirs = oracle.at(lsn);
+    let ours = primary.restore(lsn);
+    let mut different = files::differences(ours.data(), theirs.data());
+    match compare_directories(ours.data(), theirs.data()) {
+        Ok(compared) => {
+            figures.files += compared.files;
+            figures.pages += compared.pages;
+        }
+        Err(differences) => different.extend(differences),
+    }
+    figures.lsns += 1;
+    figures.slru_pages += files::slru_pages(ours.data());
+    if !different.is_empty() {
+        let text = format!("{} differences at {lsn}\n  {}", different.len(), different.join("\n  "));
+        give_up(primary, &ours, &theirs, &text);
+    }
+    if dumped {
+        figures.dumps += 1;
+        ours.start();
+        theirs.start();
+        if dump(&ours) != dump(&theirs) {
+            give_up(primary, &ours, &theirs, &format!("the dumps at {lsn} differ"));
+        }
+    }
+}
+
+/// Ends the test; with everything left in place if asked for.
+fn give_up(primary: &Primary, ours: &Pg, theirs: &Pg, text: &str) {
+    if std::env::var_os("ZENITH_DIFFERENTIAL_KEEP").is_some() {
+        eprintln!("{text}\nours {}, theirs {}", ours.data().display(), theirs.data().display());
+        eprintln!("store {}, archive {}", primary.store().display(), primary.plain().display());
+        primary.server.stop(StopMode::Immediate);
+        std::process::exit(1);
+    }
+    panic!("{text}");
+}
+
+/// `pg_dumpall` without what is random in it. Two recoveries of the same WAL agree in sequences too.
+fn dump(server: &Pg) -> String {
+    let text =
+        pg::run(server.client("pg_dumpall").args(["--no-unlogged-table-data", "-d", "dbname=postgres"]));
+    text.lines()
+        .filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// A line of figures, also as JSON beside the build.
+fn report(name: &str, figures: &Figures) {
+    println!("differential {name}: {figures:?}");
+    let Some(target) = std::env::var_os("CARGO_TARGET_DIR") else { return };
+    let folder = std::path::Path::new(&target).join("differential");
+    std::fs::create_dir_all(&folder).expect("a folder beside the build");
+    let json = serde_json::json!({
+        "workload": name,
+        "records": figures.records,
+        "wal_bytes": figures.wal_bytes,
+        "lsns": figures.lsns,
+        "files": figures.files,
+        "pages": figures.pages,
+        "slru_pages": figures.slru_pages,
+        "dumps": figures.dumps,
+    });
+    std::fs::write(folder.join(format!("{name}.json")), format!("{json:#}\n")).expect("figures");
+}
