@@ -4,14 +4,27 @@
 SHELL := /bin/bash
 RUST := $(shell sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
 
-# Server processes run as another user than root and must reach the binaries, so root's cache is not below /root.
-ZENITH_CACHE ?= $(shell if [ "$$(id -u)" -eq 0 ]; then echo /var/cache/zenith; else echo "$$HOME/.cache/zenith"; fi)
-export ZENITH_CACHE
+export ZENITH_CACHE := $(shell vendor/cache)
+ifeq ($(ZENITH_CACHE),)
+$(error no folder for what is built)
+endif
 export CARGO_TARGET_DIR ?= $(ZENITH_CACHE)/target-$(RUST)
-export PATH := $(HOME)/.cargo/bin:$(PATH)
 export PG_BIN_DIR ?= /usr/lib/postgresql/15/bin
 
-.PHONY: help setup build demo test lint doc clean
+# Without a home that can be written to, Rust's own caches go there too.
+ifneq ($(shell [ -w "$$HOME" ] && echo yes),yes)
+export CARGO_HOME ?= $(ZENITH_CACHE)/cargo
+ifeq ($(wildcard $(HOME)/.rustup),)
+export RUSTUP_HOME ?= $(ZENITH_CACHE)/rustup
+endif
+endif
+export PATH := $(if $(CARGO_HOME),$(CARGO_HOME)/bin:)$(HOME)/.cargo/bin:$(PATH)
+
+# Whatever the umask of this shell: servers that run as another user must reach the commands.
+CARGO := umask 022 && cargo
+
+.NOTPARALLEL:
+.PHONY: help setup setup-test build commands demo test lint doc clean
 
 help:
 	@echo "make demo   the main job on a folder store: archive, lose a table, restore"
@@ -22,15 +35,22 @@ help:
 setup:
 	@vendor/install
 
-build: setup
-	cargo build --locked --workspace
+setup-test:
+	@vendor/install test
 
-demo: build
+build: setup
+	$(CARGO) build --locked --workspace
+
+# Only the commands: the libraries of the tests would make a first build longer.
+commands: setup
+	$(CARGO) build --locked -p zenith-tools -p zenith-redo-worker
+
+demo: commands
 	tests/demo/run $(CARGO_TARGET_DIR)/debug
 
-test: lint doc build
+test: setup-test lint doc build
 	vendor/minio/start
-	cargo test --locked --workspace
+	$(CARGO) test --locked --workspace
 	DEMO_SCALE=1 DEMO_LOAD_SECONDS=1 tests/demo/run $(CARGO_TARGET_DIR)/debug
 
 lint: setup
