@@ -6,7 +6,7 @@ use crate::primary::Primary;
 use crate::wal::Archived;
 use zenith_pgformat::Lsn;
 use zenith_testkit::mask::compare_directories;
-use zenith_testkit::pg::{self, Pg, PgOptions, StopMode};
+use zenith_testkit::pg::{self, PgOptions, StopMode};
 
 /// At how many LSNs a run is compared; the last is the end of the run.
 #[derive(Clone, Copy)]
@@ -26,7 +26,7 @@ struct Figures {
 
 /// Runs a workload on an archived primary, slices, and compares at `points` LSNs spread over its records.
 ///
-/// With `ZENITH_DIFFERENTIAL_KEEP` set, the first difference ends the process with all directories left in place.
+/// With `ZENITH_DIFFERENTIAL_KEEP` set, what differs is left in place: the store, the archive, and the two directories of each LSN.
 pub(crate) fn differential(name: &str, options: PgOptions, points: Points, workload: impl FnOnce(&Primary)) {
     let options = options.conf("checkpoint_timeout = 30s").conf("max_connections = 60");
     let primary = Primary::start(options);
@@ -42,14 +42,33 @@ pub(crate) fn differential(name: &str, options: PgOptions, points: Points, workl
     let mut figures =
         Figures { records: archived.ends.len(), wal_bytes: archived.bytes, ..Figures::default() };
     let chosen = archived.spread(points.0);
+    let mut different = Vec::new();
     for (index, lsn) in chosen.iter().enumerate() {
         let dumped = index + 1 == chosen.len() || index % 5 == 0;
-        compare_at(&primary, &mut oracle, *lsn, dumped, &mut figures);
+        different.extend(compare_at(&primary, &mut oracle, *lsn, dumped, &mut figures));
     }
-    report(name, &figures);
+    report(name, &figures, different.len());
+    if !different.is_empty() && keep() {
+        eprintln!("store {}, archive {}", primary.store().display(), primary.plain().display());
+        primary.server.stop(StopMode::Immediate);
+        std::mem::forget(primary);
+    }
+    assert!(different.is_empty(), "{} differences:\n{}", different.len(), different.join("\n"));
 }
 
-fn compare_at(primary: &Primary, oracle: &mut Oracle, lsn: Lsn, dumped: bool, figures: &mut Figures) {
+/// Whether what differs is left in place.
+fn keep() -> bool {
+    std::env::var_os("ZENITH_DIFFERENTIAL_KEEP").is_some()
+}
+
+/// What differs at one LSN.
+fn compare_at(
+    primary: &Primary,
+    oracle: &mut Oracle,
+    lsn: Lsn,
+    dumped: bool,
+    figures: &mut Figures,
+) -> Vec<String> {
     let theirs = oracle.at(lsn);
     let ours = primary.restore(lsn);
     let mut different = files::differences(ours.data(), theirs.data());
@@ -62,33 +81,29 @@ fn compare_at(primary: &Primary, oracle: &mut Oracle, lsn: Lsn, dumped: bool, fi
     }
     figures.lsns += 1;
     figures.slru_pages += files::slru_pages(ours.data());
-    if !different.is_empty() {
-        let text = format!("{} differences at {lsn}\n  {}", different.len(), different.join("\n  "));
-        give_up(primary, &ours, &theirs, &text);
-    }
     if dumped {
         figures.dumps += 1;
         ours.start();
         theirs.start();
         if dump(&ours) != dump(&theirs) {
-            give_up(primary, &ours, &theirs, &format!("the dumps at {lsn} differ"));
+            different.push("the dumps differ".to_owned());
         }
     }
-}
-
-/// Ends the test; with everything left in place if asked for.
-fn give_up(primary: &Primary, ours: &Pg, theirs: &Pg, text: &str) {
-    if std::env::var_os("ZENITH_DIFFERENTIAL_KEEP").is_some() {
-        eprintln!("{text}\nours {}, theirs {}", ours.data().display(), theirs.data().display());
-        eprintln!("store {}, archive {}", primary.store().display(), primary.plain().display());
-        primary.server.stop(StopMode::Immediate);
-        std::process::exit(1);
+    println!("{lsn}: {} differences, {figures:?}", different.len());
+    let kept = format!("{lsn} ({} and {})", ours.data().display(), theirs.data().display());
+    if !different.is_empty() && keep() {
+        for server in [ours, theirs] {
+            if dumped {
+                server.stop(StopMode::Fast);
+            }
+            std::mem::forget(server);
+        }
     }
-    panic!("{text}");
+    different.into_iter().map(|line| format!("{kept}: {line}")).collect()
 }
 
 /// `pg_dumpall` without what is random in it. Two recoveries of the same WAL agree in sequences too.
-fn dump(server: &Pg) -> String {
+fn dump(server: &pg::Pg) -> String {
     let text =
         pg::run(server.client("pg_dumpall").args(["--no-unlogged-table-data", "-d", "dbname=postgres"]));
     text.lines()
@@ -98,8 +113,8 @@ fn dump(server: &Pg) -> String {
 }
 
 /// A line of figures, also as JSON beside the build.
-fn report(name: &str, figures: &Figures) {
-    println!("differential {name}: {figures:?}");
+fn report(name: &str, figures: &Figures, differences: usize) {
+    println!("differential {name}: {differences} differences, {figures:?}");
     let Some(target) = std::env::var_os("CARGO_TARGET_DIR") else { return };
     let folder = std::path::Path::new(&target).join("differential");
     std::fs::create_dir_all(&folder).expect("a folder beside the build");
@@ -112,6 +127,7 @@ fn report(name: &str, figures: &Figures) {
         "pages": figures.pages,
         "slru_pages": figures.slru_pages,
         "dumps": figures.dumps,
+        "differences": differences,
     });
     std::fs::write(folder.join(format!("{name}.json")), format!("{json:#}\n")).expect("figures");
 }
