@@ -1,17 +1,17 @@
 //! From the rows of one page to the page: pure but for redo itself, which the caller does in batches.
 //!
-//! Full-page images are restored here, and edits that stand alone are applied here; what needs PostgreSQL's redo is
-//! handed out by [`Build::next_request`], and the page comes back through [`Build::took`].
+//! Edits that stand alone are applied here; what needs PostgreSQL's redo is handed out by [`Build::next_request`], and the
+//! page comes back through [`Build::took`]. Rows may be added some at a time, oldest first.
 
 use crate::error::ReadError;
+use crate::locate::Begins;
 use crate::snapshot::bad;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use zenith_layers::{Key, KeyClass, Row, Value};
-use zenith_pgformat::wal::{Record, image};
 use zenith_pgformat::{BLCKSZ, Fork, Lsn, Page, page};
 use zenith_redo::native::Edit;
-use zenith_redo::{Change, ChangeBody, PageRequest, stamps};
+use zenith_redo::{Change, ChangeBody, PageRequest};
 
 /// A page of zeros to hand out.
 pub(crate) static ZEROS: Page = [0; BLCKSZ];
@@ -39,15 +39,6 @@ impl HintLogging {
     }
 }
 
-/// What a page begins as when its rows do not start a history.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Absent {
-    /// A page of zeros: skipped by growth, or a hole of the base image.
-    Zeros,
-    /// Nobody knows (I9).
-    Lost,
-}
-
 /// Consecutive changes that one request to redo can hold.
 #[derive(Debug)]
 struct Run {
@@ -72,29 +63,10 @@ pub(crate) struct Build {
 }
 
 impl Build {
-    /// From the visible rows, newest first, down to the one that starts the history if there is one.
-    pub(crate) fn new(
-        key: Key,
-        upto: Lsn,
-        rows: Vec<Row>,
-        absent: Absent,
-        hints: &HintLogging,
-    ) -> Result<Build, ReadError> {
-        let mut build = Build { key, page: None, runs: VecDeque::new() };
-        match rows.last().map(|row| row.value.starts_history()) {
-            Some(true) => {}
-            _ if absent == Absent::Zeros => build.page = Some(Box::new(ZEROS)),
-            _ => return Err(ReadError::LostBase { key, lsn: upto }),
-        }
-        for row in rows.into_iter().rev() {
-            build.add(row, hints)?;
-        }
-        Ok(build)
-    }
-
-    /// A page that nothing is to be applied to.
-    pub(crate) fn whole(key: Key, page: Box<Page>) -> Build {
-        Build { key, page: Some(page), runs: VecDeque::new() }
+    /// A page that nothing was added to yet.
+    pub(crate) fn new(key: Key, begins: Begins) -> Build {
+        let page = (begins == Begins::Zeros).then(|| Box::new(ZEROS));
+        Build { key, page, runs: VecDeque::new() }
     }
 
     /// Which page.
@@ -102,8 +74,15 @@ impl Build {
         self.key
     }
 
-    fn add(&mut self, row: Row, hints: &HintLogging) -> Result<(), ReadError> {
+    /// Adds the next row, oldest first.
+    ///
+    /// # Errors
+    /// [`ReadError::LostBase`] when it needs an older one that never came.
+    pub(crate) fn add(&mut self, row: Row, hints: &HintLogging) -> Result<(), ReadError> {
         let Row { key, lsn, value, .. } = row;
+        if self.page.is_none() && self.runs.is_empty() && !value.starts_history() {
+            return Err(ReadError::LostBase { key: self.key, lsn });
+        }
         let change = match value {
             Value::Page(bytes) => {
                 self.runs.clear();
@@ -111,11 +90,9 @@ impl Build {
                 return Ok(());
             }
             Value::InitRecord(raw) => {
+                // Redo makes the page out of nothing, or out of the record's image, which it may still change.
                 self.runs.clear();
-                self.page = restore_image(key, lsn, &raw)?;
-                if self.page.is_some() {
-                    return Ok(());
-                }
+                self.page = None;
                 Change::record(lsn, raw)
             }
             Value::Record(raw) => Change::record(lsn, raw),
@@ -132,7 +109,7 @@ impl Build {
     }
 
     /// Applies what can be applied here, and gives out the next request to redo; [`Build::took`] takes its answer.
-    /// `None`: the page is [`Build::done`].
+    /// `None`: the page holds all that was added.
     pub(crate) fn next_request(&mut self) -> Result<Option<PageRequest>, ReadError> {
         while let Some(run) = self.runs.pop_front() {
             if run.needs_redo() {
@@ -160,15 +137,15 @@ impl Build {
         self.page = Some(page);
     }
 
-    /// The page, once [`Build::next_request`] has answered `None`.
+    /// The page, once all rows are in and [`Build::next_request`] has answered `None`.
     pub(crate) fn done(self, upto: Lsn, checksums: bool) -> Result<Bytes, ReadError> {
         let page = self.page.ok_or(ReadError::LostBase { key: self.key, lsn: upto })?;
         finish(self.key, page, upto, checksums)
     }
 
     /// The page as it is, for pages without header.
-    pub(crate) fn into_bytes(self) -> Result<Bytes, ReadError> {
-        let lost = ReadError::LostBase { key: self.key, lsn: Lsn::INVALID };
+    pub(crate) fn into_bytes(self, upto: Lsn) -> Result<Bytes, ReadError> {
+        let lost = ReadError::LostBase { key: self.key, lsn: upto };
         self.page.map(|page| Bytes::from_owner(page as Box<[u8]>)).ok_or(lost)
     }
 
@@ -197,22 +174,6 @@ fn finish(key: Key, mut built: Box<Page>, upto: Lsn, checksums: bool) -> Result<
     Ok(Bytes::from_owner(built as Box<[u8]>))
 }
 
-/// The newest image among the rows; zeros when there is none. For free-space maps, which are hints and which
-/// redo cannot reproduce.
-pub(crate) fn newest_image(key: Key, rows: &[Row]) -> Result<Box<Page>, ReadError> {
-    for row in rows {
-        let page = match &row.value {
-            Value::Page(bytes) => Some(decode_page(key, row.lsn, bytes)?),
-            Value::InitRecord(raw) => restore_image(key, row.lsn, raw)?,
-            _ => None,
-        };
-        if let Some(page) = page {
-            return Ok(page);
-        }
-    }
-    Ok(Box::new(ZEROS))
-}
-
 /// The payload of [`Value::Page`].
 fn decode_page(key: Key, lsn: Lsn, bytes: &[u8]) -> Result<Box<Page>, ReadError> {
     if bytes.is_empty() {
@@ -223,35 +184,11 @@ fn decode_page(key: Key, lsn: Lsn, bytes: &[u8]) -> Result<Box<Page>, ReadError>
     page.map(Box::new).map_err(|_| bad(key, lsn, format!("a page of {length} bytes")))
 }
 
-/// The page that the record's image of this block restores to (`XLogReadBufferForRedoExtended`: the image gets
-/// the record's end as its LSN unless it is new). `None` when there is none to apply, or when redo goes on to change
-/// the restored page: then redo has to build it.
-fn restore_image(key: Key, end: Lsn, raw: &Bytes) -> Result<Option<Box<Page>>, ReadError> {
-    // A row does not say where its record started; only messages of the decoder use it.
-    let record = Record::decode(raw.clone(), end, end).map_err(|error| bad(key, end, error.to_string()))?;
-    let mine = record
-        .blocks
-        .iter()
-        .find(|block| block.node == key.node() && block.fork as u8 == key.fork && block.block == key.block);
-    let Some(block) = mine else {
-        return Err(bad(key, end, "a record that does not refer to this block"));
-    };
-    let is_final = stamps::image_is_final(record.rmgr, record.info, block.id);
-    let Some(found) = block.image.as_ref().filter(|image| image.apply && is_final) else { return Ok(None) };
-    let mut restored = image::restore(found).map_err(|error| bad(key, end, error.to_string()))?;
-    if !page::is_new(&restored) {
-        page::set_lsn(&mut restored, end);
-    }
-    Ok(Some(restored))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use zenith_layers::Source;
     use zenith_pgformat::RelNode;
-    use zenith_pgformat::wal::encode::{Parts, encode_with_blocks};
-    use zenith_pgformat::wal::{BlockImage, BlockRef, RmgrId};
     use zenith_redo::native::ALL_VISIBLE;
 
     const NODE: RelNode = RelNode { spc: 1663, db: 5, rel: 16384 };
@@ -282,9 +219,10 @@ mod tests {
         page
     }
 
-    fn build(mut rows: Vec<Row>, hints: &HintLogging) -> Result<Build, ReadError> {
-        rows.reverse();
-        Build::new(key(), Lsn(1000), rows, Absent::Lost, hints)
+    fn build(rows: Vec<Row>, hints: &HintLogging) -> Result<Build, ReadError> {
+        let mut build = Build::new(key(), Begins::Row);
+        rows.into_iter().try_for_each(|row| build.add(row, hints))?;
+        Ok(build)
     }
 
     fn plain() -> HintLogging {
@@ -324,9 +262,9 @@ mod tests {
         let copy = Key::rel_block(RelNode { db: 77, ..NODE }, Fork::Main, 3);
         let source = Key::rel_block(NODE, Fork::Main, 3);
         let named = |key, row: Row| Row { key, ..row };
-        let rows =
-            vec![named(copy, record(40)), named(source, record(20)), named(source, page_row(10, &full()))];
-        let mut build = Build::new(copy, Lsn(100), rows, Absent::Lost, &plain()).unwrap();
+        let mut build = Build::new(copy, Begins::Row);
+        let rows = [named(source, page_row(10, &full())), named(source, record(20)), named(copy, record(40))];
+        rows.into_iter().for_each(|row| build.add(row, &plain()).unwrap());
         let first = build.next_request().unwrap().unwrap();
         build.took(Box::new(full()));
         let second = build.next_request().unwrap().unwrap();
@@ -342,10 +280,15 @@ mod tests {
 
     #[test]
     fn a_history_without_a_beginning_is_lost_and_never_begins_as_zeros() {
-        assert!(matches!(build(vec![record(20)], &plain()), Err(ReadError::LostBase { .. })));
-        assert!(matches!(build(vec![], &plain()), Err(ReadError::LostBase { .. })));
-        let zeros = Build::new(key(), Lsn(1000), vec![clear(20, 0)], Absent::Zeros, &plain()).unwrap();
-        assert_eq!(requests(&mut { zeros }), []);
+        for needy in [record(20), clear(20, 0)] {
+            assert!(matches!(build(vec![needy], &plain()), Err(ReadError::LostBase { lsn: Lsn(20), .. })));
+        }
+        let empty = build(vec![], &plain()).unwrap().done(Lsn(1000), false);
+        assert!(matches!(empty, Err(ReadError::LostBase { lsn: Lsn(1000), .. })));
+        let mut zeros = Build::new(key(), Begins::Zeros);
+        zeros.add(clear(20, 0), &plain()).unwrap();
+        assert_eq!(requests(&mut zeros), []);
+        assert!(zeros.done(Lsn(1000), false).is_ok());
     }
 
     #[test]
@@ -361,59 +304,26 @@ mod tests {
         assert!(matches!(damaged.next_request(), Err(ReadError::BadValue { lsn: Lsn(20), .. })));
     }
 
-    fn image_record(page: &Page, apply: bool) -> Bytes {
-        image_record_of(RmgrId::HEAP2, 0, page, apply)
-    }
-
-    fn image_record_of(rmgr: RmgrId, info: u8, page: &Page, apply: bool) -> Bytes {
-        let image = BlockImage {
-            bytes: Bytes::copy_from_slice(page),
-            hole_offset: 0,
-            hole_length: 0,
-            info: if apply { 0x02 } else { 0 },
-            apply,
-        };
-        let block = BlockRef {
-            id: 0,
-            node: NODE,
-            fork: Fork::Vm,
-            block: 0,
-            will_init: !apply,
-            image: Some(image),
-            data: None,
-        };
-        let parts = Parts { rmgr, info, xid: 0, prev: Lsn(0), origin: None, top_xid: None, main_data: &[] };
-        Bytes::from(encode_with_blocks(&parts, std::iter::once(&block)))
+    #[test]
+    fn rows_that_come_in_parts_go_on_with_the_page_that_the_part_before_gave() {
+        let mut build = build(vec![page_row(10, &ZEROS), record(20)], &plain()).unwrap();
+        let first = build.next_request().unwrap().unwrap();
+        assert!(first.base.unwrap().iter().all(|byte| *byte == 0));
+        build.took(Box::new(full()));
+        assert!(build.next_request().unwrap().is_none());
+        build.add(clear(30, 0), &plain()).unwrap();
+        build.add(record(40), &plain()).unwrap();
+        let second = build.next_request().unwrap().unwrap();
+        assert_eq!(second.base.as_deref(), Some(&full()[..]));
+        assert_eq!(second.changes.iter().map(|change| change.end.0).collect::<Vec<_>>(), [30, 40]);
     }
 
     #[test]
-    fn an_image_is_restored_here_and_gets_the_end_of_its_record() {
-        let rows = vec![row(30, Value::InitRecord(image_record(&full(), true))), record(40)];
-        let mut built = build(rows, &plain()).unwrap();
+    fn a_record_that_makes_its_page_is_left_to_redo_and_what_came_before_it_is_forgotten() {
+        let init = row(30, Value::InitRecord(Bytes::from_static(b"r")));
+        let mut built = build(vec![page_row(10, &full()), record(20), init, record(40)], &plain()).unwrap();
         let request = built.next_request().unwrap().unwrap();
-        let base = request.base.unwrap();
-        assert_eq!(page::lsn(base[..].try_into().unwrap()), Lsn(30));
-        assert_eq!(request.changes.len(), 1);
-        // An image that is only a check leaves the work to redo.
-        let mut checked =
-            build(vec![row(30, Value::InitRecord(image_record(&full(), false)))], &plain()).unwrap();
-        let request = checked.next_request().unwrap().unwrap();
-        assert!(request.base.is_none() && request.changes.len() == 1);
-    }
-
-    #[test]
-    fn an_image_that_redo_still_changes_is_left_to_redo() {
-        // XLOG_GIST_PAGE_SPLIT: redo clears the follow-right flag of the child whose image it restored.
-        let split = image_record_of(RmgrId::GIST, 0x30, &full(), true);
-        let mut built = build(vec![row(30, Value::InitRecord(split))], &plain()).unwrap();
-        let request = built.next_request().unwrap().unwrap();
-        assert!(request.base.is_none() && request.changes.len() == 1);
-    }
-
-    #[test]
-    fn the_newest_image_of_a_hint_is_served_and_records_on_it_are_not_wanted() {
-        let rows = vec![record(50), page_row(40, &full())];
-        assert_eq!(newest_image(key(), &rows).unwrap()[100], 0xFF);
-        assert_eq!(newest_image(key(), &[record(50)]).unwrap(), Box::new(ZEROS));
+        assert!(request.base.is_none());
+        assert_eq!(request.changes.iter().map(|change| change.end.0).collect::<Vec<_>>(), [30, 40]);
     }
 }

@@ -246,6 +246,17 @@ pub enum ReadError {
     /// Slicing the tail.
     #[error("the WAL that is not sliced yet cannot be read: {0}")]
     Tail(#[source] zenith_ingest::IngestError),
+    /// The folder that it is sliced into takes no more.
+    #[error(
+        "the WAL that is not sliced yet has no place in {folder}: {reason}; make room there, choose another folder by \
+         TMPDIR, or run zenith_slicedice first"
+    )]
+    TailFolder {
+        /// Which folder.
+        folder: String,
+        /// The system's words.
+        reason: String,
+    },
     /// Layers sliced locally contradict the manifest.
     #[error("the WAL that is not sliced yet cannot be added: {0}")]
     TailRefused(#[source] zenith_manifest::Refusal),
@@ -267,6 +278,19 @@ pub enum ReadError {
     /// An error that another request for the same page met first.
     #[error("{0}")]
     Shared(std::sync::Arc<ReadError>),
+}
+
+impl ReadError {
+    /// The same refusal of an LSN, told with the LSN that was asked for.
+    pub(crate) fn of(mut self, asked: Lsn) -> ReadError {
+        match &mut self {
+            ReadError::BelowBase { lsn, .. }
+            | ReadError::InGap { lsn, .. }
+            | ReadError::PastEnd { lsn, .. } => *lsn = asked,
+            _ => {}
+        }
+        self
+    }
 }
 
 /// Why a restore target means no LSN.

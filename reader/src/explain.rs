@@ -1,7 +1,7 @@
 //! What it takes to read one page, for people.
 
-use crate::assemble::Absent;
 use crate::error::ReadError;
+use crate::locate::{Begins, Wanted};
 use crate::snapshot::Snapshot;
 use bytes::Bytes;
 use serde::Serialize;
@@ -94,21 +94,22 @@ impl Snapshot {
         let before = counts.snapshot();
         let plan = self.plan_of(node, fork).await?;
         self.check_block(node, &plan, block)?;
-        let (mut gathered, _) = self.gather(&plan, block, block).await?;
-        let lost = ReadError::LostBase { key: Key::rel_block(node, fork, block), lsn: self.lsn() };
-        let found = gathered.pop().ok_or(lost)?;
-        let rows: Vec<ExplainedRow> = found.rows.iter().rev().map(explain_row).collect();
-        let started = found.rows.last().is_some_and(|row| row.value.starts_history());
-        let start = if started || found.absent == Absent::Lost { PageStart::Row } else { PageStart::Zeros };
-        let oldest = found.rows.last().filter(|_| started).map_or(self.inner.used.lsn, |row| row.lsn);
         let relations: Vec<String> = plan.scopes.iter().map(|scope| scope.node.to_string()).collect();
         let keys: Vec<Key> =
             plan.scopes.iter().map(|scope| Key::rel_block(scope.node, fork, block)).collect();
-        let page = self.page_of(node, &plan, found).await?;
+        let blocks = plan.blocks;
+        let lines = self.locate(&[Wanted { node, plan, block }]).await?;
+        let mut rows: Vec<ExplainedRow> = Vec::new();
+        let builds = self.replay(&lines, &mut |row| rows.push(explain_row(row))).await?;
+        let lost = ReadError::LostBase { key: Key::rel_block(node, fork, block), lsn: self.lsn() };
+        let page = self.finish(builds)?.pop().ok_or(lost)?;
+        let zeros = lines.iter().any(|line| line.begins == Begins::Zeros);
+        let start = if zeros { PageStart::Zeros } else { PageStart::Row };
+        let oldest = rows.first().filter(|_| !zeros).map_or(self.inner.used.lsn, |row| row.lsn);
         let spent = counts.snapshot().since(&before);
         Ok(Explanation {
             lsn: self.lsn(),
-            blocks: plan.blocks,
+            blocks,
             relations,
             base: self.base().id,
             start,

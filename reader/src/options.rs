@@ -5,7 +5,7 @@ use bytes::Bytes;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::OnceCell;
-use zenith_layers::{ByteCache, CacheOptions, Key, LayerCaches, MokaCache, Weighed};
+use zenith_layers::{ByteCache, CacheOptions, Key, LayerCaches, MokaCache, RowLimit, Weighed};
 use zenith_manifest::BaseId;
 use zenith_pgformat::{BLCKSZ, Lsn};
 use zenith_redo::{RedoOptions, RedoPool};
@@ -13,6 +13,9 @@ use zenith_store::{Env, TimelineId};
 
 /// Bytes for built pages unless told otherwise.
 const DEFAULT_PAGE_BYTES: u64 = 64 << 20;
+/// Rows of pages' histories that one call holds at a time, unless told otherwise. Every row costs about 250 bytes beside its
+/// payload.
+const DEFAULT_ROWS: RowLimit = RowLimit { rows: 8192, bytes: 4 << 20 };
 
 /// Which timeline.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -37,11 +40,14 @@ pub struct ReaderOptions {
     pub work_dir: PathBuf,
     /// The manifest version to read; `None`: the newest.
     pub version: Option<u64>,
+    /// How much of pages' histories one call holds at a time, however long they are: 8192 rows and 4 MB of payload pages as
+    /// a rule. Less costs more requests and smaller batches of redo, and changes no answer.
+    pub rows: RowLimit,
 }
 
 impl ReaderOptions {
-    /// The system's clock and ids, caches of the default size, redo as Debian's packages have it, the newest
-    /// manifest version.
+    /// The system's clock and ids, caches and reads of the default size, redo as Debian's packages have it,
+    /// the newest manifest version.
     pub fn new(work_dir: impl Into<PathBuf>) -> ReaderOptions {
         ReaderOptions {
             env: Env::system(),
@@ -49,6 +55,7 @@ impl ReaderOptions {
             redo: RedoSource::lazy(RedoOptions::default()),
             work_dir: work_dir.into(),
             version: None,
+            rows: DEFAULT_ROWS,
         }
     }
 }

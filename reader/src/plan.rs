@@ -3,10 +3,8 @@
 //! A fork's pages come from one or more *scopes*: the fork's own rows and, where its database was made by copying
 //! files (`ingest::model::Alias`), the source's fork as it was at the copy, and so on.
 
-use crate::assemble::Absent;
 use tokio::sync::OnceCell;
 use zenith_ingest::model::RelEvent;
-use zenith_layers::Row;
 use zenith_pgformat::{Fork, Lsn, RelNode};
 
 /// A fork at an LSN.
@@ -35,11 +33,20 @@ pub(crate) struct Scope {
     pub(crate) events: Vec<(Lsn, RelEvent)>,
 }
 
+/// What a block is that no row begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Absent {
+    /// A page of zeros: skipped by growth.
+    Zeros,
+    /// Nobody knows (I9).
+    Lost,
+}
+
 /// What one scope says of one block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct BlockFloor {
     /// Rows at or above this LSN are visible.
-    pub(crate) from: Lsn,
+    from: Lsn,
     /// The block cannot go on in an older scope or the base image: it was cut off or skipped since.
     ended: Option<Absent>,
 }
@@ -89,14 +96,13 @@ pub(crate) enum Verdict {
 }
 
 impl BlockFloor {
-    /// Keeps the visible ones of `rows` (newest first) and says what follows.
-    pub(crate) fn cut(&self, rows: &mut Vec<Row>) -> Verdict {
-        let visible = rows.iter().take_while(|row| row.lsn >= self.from).count();
-        rows.truncate(visible);
-        match (rows.last(), self.ended) {
-            (Some(row), _) if row.value.starts_history() => Verdict::Started,
-            (_, Some(absent)) => Verdict::Ended(absent),
-            (_, None) => Verdict::GoesOn,
+    /// From which LSN on a scope's rows count, the newest of which to start a history is at `start`; and what is known
+    /// with them.
+    pub(crate) fn judge(&self, start: Option<Lsn>) -> (Lsn, Verdict) {
+        match (start.filter(|start| *start >= self.from), self.ended) {
+            (Some(start), _) => (start, Verdict::Started),
+            (None, Some(absent)) => (self.from, Verdict::Ended(absent)),
+            (None, None) => (self.from, Verdict::GoesOn),
         }
     }
 }
@@ -104,8 +110,6 @@ impl BlockFloor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
-    use zenith_layers::{Key, Source, Value};
 
     const NODE: RelNode = RelNode { spc: 1663, db: 5, rel: 16384 };
 
@@ -114,55 +118,46 @@ mod tests {
         Scope { node: NODE, upto: Lsn(1000), floor: Lsn(floor), events }
     }
 
-    fn row(lsn: u64, value: Value) -> Row {
-        Row { key: Key::rel_block(NODE, Fork::Main, 3), lsn: Lsn(lsn), value, source: Source::NONE }
-    }
+    /// A row that starts a history, and one that needs an older one.
+    const PAGE: bool = true;
+    const RECORD: bool = false;
 
-    fn page() -> Value {
-        Value::Page(Bytes::new())
-    }
-
-    fn record() -> Value {
-        Value::Record(Bytes::new())
-    }
-
-    fn cut(scope: &Scope, mut rows: Vec<Row>) -> (Vec<u64>, Verdict) {
-        let verdict = scope.block_floor(3).cut(&mut rows);
-        (rows.iter().map(|row| row.lsn.0).collect(), verdict)
+    /// Which of block 3's rows (newest first) are visible, and what is known with them.
+    fn cut(scope: &Scope, rows: &[(u64, bool)]) -> (Vec<u64>, Verdict) {
+        let start = rows.iter().find(|(_, starts)| *starts).map(|(lsn, _)| Lsn(*lsn));
+        let (from, verdict) = scope.block_floor(3).judge(start);
+        (rows.iter().map(|(lsn, _)| *lsn).filter(|lsn| Lsn(*lsn) >= from).collect(), verdict)
     }
 
     #[test]
     fn rows_from_before_the_creation_are_not_visible_and_one_at_it_is() {
-        let rows = || vec![row(50, record()), row(40, page())];
-        assert_eq!(cut(&scope(40, &[]), rows()), (vec![50, 40], Verdict::Started));
-        assert_eq!(cut(&scope(41, &[]), rows()), (vec![50], Verdict::GoesOn));
+        let rows = [(50, RECORD), (40, PAGE)];
+        assert_eq!(cut(&scope(40, &[]), &rows), (vec![50, 40], Verdict::Started));
+        assert_eq!(cut(&scope(41, &[]), &rows), (vec![50], Verdict::GoesOn));
     }
 
     #[test]
     fn a_truncation_below_the_block_hides_what_came_before_it() {
         let cut_to = |to| scope(0, &[(45, RelEvent::Truncated { to })]);
-        let rows = || vec![row(40, page())];
-        assert_eq!(cut(&cut_to(4), rows()), (vec![40], Verdict::Started));
-        assert_eq!(cut(&cut_to(3), rows()), (vec![], Verdict::Ended(Absent::Lost)));
-        assert_eq!(cut(&cut_to(0), vec![row(50, page()), row(40, page())]), (vec![50], Verdict::Started));
+        let rows = [(40, PAGE)];
+        assert_eq!(cut(&cut_to(4), &rows), (vec![40], Verdict::Started));
+        assert_eq!(cut(&cut_to(3), &rows), (vec![], Verdict::Ended(Absent::Lost)));
+        assert_eq!(cut(&cut_to(0), &[(50, PAGE), (40, PAGE)]), (vec![50], Verdict::Started));
     }
 
     #[test]
     fn a_skipped_block_begins_as_zeros_and_rows_of_the_same_record_follow() {
         let gap = scope(0, &[(45, RelEvent::Truncated { to: 1 }), (48, RelEvent::Gap { from: 2, to: 4 })]);
         let zeros = Verdict::Ended(Absent::Zeros);
-        assert_eq!(cut(&gap, vec![row(40, page())]), (vec![], zeros));
-        assert_eq!(
-            cut(&gap, vec![row(60, record()), row(48, record()), row(40, page())]),
-            (vec![60, 48], zeros)
-        );
+        assert_eq!(cut(&gap, &[(40, PAGE)]), (vec![], zeros));
+        assert_eq!(cut(&gap, &[(60, RECORD), (48, RECORD), (40, PAGE)]), (vec![60, 48], zeros));
         let elsewhere = scope(0, &[(48, RelEvent::Gap { from: 4, to: 9 })]);
-        assert_eq!(cut(&elsewhere, vec![row(40, page())]), (vec![40], Verdict::Started));
+        assert_eq!(cut(&elsewhere, &[(40, PAGE)]), (vec![40], Verdict::Started));
     }
 
     #[test]
     fn a_gap_before_a_truncation_is_gone_with_it() {
         let gone = scope(0, &[(45, RelEvent::Gap { from: 2, to: 4 }), (48, RelEvent::Truncated { to: 0 })]);
-        assert_eq!(cut(&gone, vec![]), (vec![], Verdict::Ended(Absent::Lost)));
+        assert_eq!(cut(&gone, &[]), (vec![], Verdict::Ended(Absent::Lost)));
     }
 }

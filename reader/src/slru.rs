@@ -1,12 +1,12 @@
 //! SLRU segments (`pg_xact` and its like): pages without header, LSN or checksum, changed by images and edits alone.
 
-use crate::assemble::{Absent, Build, HintLogging};
 use crate::error::ReadError;
+use crate::locate::{Begins, Line, Part};
 use crate::snapshot::{Snapshot, bad, decoded, live};
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 use zenith_ingest::model::SlruSize;
-use zenith_layers::{Key, KeyRange, Row, Slru, Value};
+use zenith_layers::{Key, KeyRange, Row, Slru, Span, Value};
 use zenith_pgformat::{BLCKSZ, Lsn};
 
 impl Snapshot {
@@ -63,35 +63,30 @@ impl Snapshot {
             last: Key::slru_page(slru, segment, last),
         };
         let layers = self.inner.timeline.layers();
+        let (lsn, ranges) = (self.inner.lsn, [pages]);
         let sizes = [KeyRange::one(Key::slru_size(slru, segment))];
-        let (histories, sizes) =
-            futures::try_join!(self.history_of(std::slice::from_ref(&pages), self.inner.lsn), async {
-                Ok(layers.versions(&sizes, self.inner.used.lsn, self.inner.lsn).await?)
-            })?;
-        let removed = removed_at(&sizes);
-        let mut rows: BTreeMap<u32, Vec<Row>> =
-            histories.into_iter().map(|history| (history.key.block, history.rows)).collect();
-        (from..=last)
-            .map(|page| {
-                let key = Key::slru_page(slru, segment, page);
-                let mut rows = rows.remove(&page).unwrap_or_default();
-                rows.retain(|row| removed.is_none_or(|removed| row.lsn > removed));
-                self.slru_build(key, rows)
-            })
-            .collect()
-    }
-
-    fn slru_build(&self, key: Key, rows: Vec<Row>) -> Result<Bytes, ReadError> {
-        let hints = HintLogging::new(false, false, Vec::new());
-        let mut build = Build::new(key, self.inner.lsn, rows, Absent::Zeros, &hints)?;
-        match build.next_request()? {
-            None => build.into_bytes(),
-            Some(_) => Err(bad(key, self.inner.lsn, "a WAL record where none belongs")),
-        }
+        let (starts, sizes) = futures::try_join!(
+            layers.starts(&ranges, lsn, self.mode(lsn)),
+            layers.versions(&sizes, self.inner.used.lsn, lsn)
+        )?;
+        let first = first_row_of(&sizes);
+        let starts: BTreeMap<u32, Lsn> = starts.into_iter().map(|(key, start)| (key.block, start)).collect();
+        let line = |page| {
+            let key = Key::slru_page(slru, segment, page);
+            let start = starts.get(&page).copied().filter(|start| *start >= first);
+            let begins = if start.is_some() { Begins::Row } else { Begins::Zeros };
+            let span = Span { key, from: start.unwrap_or(first), upto: lsn };
+            Line { key, begins, parts: vec![Part { depth: 0, upto: lsn, span }] }
+        };
+        let lines: Vec<Line> = (from..=last).map(line).collect();
+        let built = self.replay(&lines, &mut |_| {}).await?;
+        built.into_iter().map(|build| build.into_bytes(lsn)).collect()
     }
 }
 
-/// When the segment was last removed: older pages belong to an earlier segment of the same number.
-fn removed_at(sizes: &[Row]) -> Option<Lsn> {
-    sizes.iter().rev().find(|row| row.value == Value::Tombstone).map(|row| row.lsn)
+/// From where on rows belong to the segment: it was removed just before, and older pages are those of an earlier segment of
+/// the same number.
+fn first_row_of(sizes: &[Row]) -> Lsn {
+    let removed = sizes.iter().rev().find(|row| row.value == Value::Tombstone);
+    removed.map_or(Lsn::INVALID, |row| Lsn(row.lsn.0.saturating_add(1)))
 }

@@ -17,7 +17,7 @@ use zenith_pgformat::checkpoint::CheckPoint;
 use zenith_pgformat::wal_name::SegmentName;
 use zenith_pgformat::{Fork, Lsn, Oid, RelNode, Tli, Xid};
 
-/// Rows of histories in memory at once; a page's history counts whole.
+/// Sizes of relations in memory at once, where they are listed.
 pub(crate) const MAX_ROWS: usize = 8192;
 /// Bytes of fork plans that a snapshot keeps.
 const PLAN_BYTES: u64 = 8 << 20;
@@ -27,8 +27,10 @@ pub(crate) const MAX_COPIES: usize = 64;
 /// A timeline at one LSN: everything that a data directory holds. Immutable; a clone is cheap, and any number of tasks
 /// may read at the same time.
 ///
-/// Memory: the databases and settings (a few KB), 8 MB of plans, and for every call what it returns plus
-/// the rows that its pages are built from, taken 8192 rows or one page's history at a time.
+/// Memory: the databases and settings (a few KB), 8 MB of plans, and for every call what it returns plus the rows that its
+/// pages are built from, [`crate::ReaderOptions::rows`] at a time: about 14 MB at most unless told otherwise (4 MB of rows,
+/// 4 MB of decoded payload pages and what is stored of them, 2 MB that rows cost beside their payload), however many pages
+/// are asked for and however long their histories are.
 #[derive(Clone)]
 pub struct Snapshot {
     pub(crate) inner: Arc<Inner>,

@@ -4,7 +4,7 @@ use crate::error::{ReadError, TargetError};
 use crate::timeline::{Readable, Timeline};
 use crate::wal::LastRecord;
 use futures::{StreamExt, TryStreamExt};
-use zenith_layers::{Event, EventKind, EventLayer};
+use zenith_layers::{Event, EventFilter, EventKind, EventLayer};
 use zenith_pgformat::{Lsn, Tli, Xid};
 
 /// Events layers read ahead at the same time.
@@ -61,11 +61,7 @@ impl Timeline {
     pub async fn resolve(&self, target: &Target) -> Result<Resolved, TargetError> {
         let lsn = match target {
             Target::Latest => self.end()?,
-            Target::Lsn(lsn) => {
-                let lsn = crate::wal::before_header(*lsn, self.segment_size().bytes());
-                self.check(lsn)?;
-                lsn
-            }
+            Target::Lsn(lsn) => self.checked(*lsn)?,
             Target::Time(time) => self.before_time(*time).await?,
             Target::Name(name) => self.named(name).await?,
             Target::Xid(xid) => self.transaction(*xid).await?,
@@ -79,18 +75,24 @@ impl Timeline {
 
     /// The restore points that can be restored, in LSN order, the newest `limit` of them.
     pub async fn restore_points(&self, limit: usize) -> Result<Vec<RestorePoint>, ReadError> {
-        let points = self.collect(|event| event.kind == EventKind::RestorePoint).await?;
-        let mut points: Vec<RestorePoint> = points
-            .into_iter()
-            .filter(|point| self.check(point.lsn).is_ok())
-            .map(RestorePoint::from)
-            .collect();
-        points.drain(..points.len().saturating_sub(limit));
-        Ok(points)
+        let mut newest_first: Vec<RestorePoint> = Vec::new();
+        let upto = self.end()?;
+        for layer in self.layers().event_layers(Lsn::INVALID, upto).iter().rev() {
+            if newest_first.len() >= limit {
+                break;
+            }
+            let filter = EventFilter::RestorePoint;
+            let points = self.layers().find_events(layer, Lsn::INVALID, upto, filter).await?;
+            let readable = points.into_iter().rev().filter(|point| self.check(point.lsn).is_ok());
+            newest_first.extend(readable.map(RestorePoint::from));
+        }
+        newest_first.truncate(limit);
+        newest_first.reverse();
+        Ok(newest_first)
     }
 
     async fn named(&self, name: &str) -> Result<Lsn, TargetError> {
-        let found = self.collect(|event| event.kind == EventKind::RestorePoint && event.name == name).await?;
+        let found = self.collect(EventFilter::Named(name)).await?;
         let (found, outside) = self.readable(found);
         match (found.as_slice(), outside) {
             ([one], _) => Ok(one.lsn),
@@ -107,7 +109,8 @@ impl Timeline {
     }
 
     async fn transaction(&self, xid: Xid) -> Result<Lsn, TargetError> {
-        let found = self.collect(|event| ends_transaction(event) && event.xid == xid).await?;
+        let mut found = self.collect(EventFilter::Xid(xid)).await?;
+        found.retain(ends_transaction);
         let (found, outside) = self.readable(found);
         match (found.as_slice(), outside) {
             ([one], _) => Ok(one.lsn),
@@ -132,16 +135,17 @@ impl Timeline {
         (readable, outside)
     }
 
-    /// All archived events that `wanted` picks, in LSN order.
-    async fn collect(&self, wanted: impl Fn(&Event) -> bool) -> Result<Vec<Event>, ReadError> {
+    /// All archived events of a kind, in LSN order. Only what may hold one is read: neither a name nor a transaction's number
+    /// says where in the history it is.
+    async fn collect(&self, filter: EventFilter<'_>) -> Result<Vec<Event>, ReadError> {
         let upto = self.end()?;
         let layers = self.layers().event_layers(Lsn::INVALID, upto);
         let mut found = Vec::new();
         let mut read = futures::stream::iter(layers)
-            .map(|layer| async move { self.layers().read_events(&layer, Lsn::INVALID, upto).await })
+            .map(|layer| async move { self.layers().find_events(&layer, Lsn::INVALID, upto, filter).await })
             .buffered(LAYERS_AHEAD);
         while let Some(events) = read.try_next().await? {
-            found.extend(events.into_iter().filter(|event| wanted(event)));
+            found.extend(events);
         }
         Ok(found)
     }

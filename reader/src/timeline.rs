@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use zenith_ingest::archive::{ArchiveChain, BranchPoint, WalArchive};
-use zenith_layers::{LayerSet, LayerStore};
+use zenith_layers::{LayerSet, LayerStore, RowLimit};
 use zenith_manifest::{
     Ancestor, BaseId, BaseImage, Identity, LayerEntry, ManifestStore, Names, Root, TliSwitch, Unreadable,
 };
@@ -38,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) caches: ReaderCaches,
     pub(crate) redo: RedoSource,
     pub(crate) work_dir: PathBuf,
+    pub(crate) rows: RowLimit,
     pub(crate) counts: Arc<Counts>,
     pub(crate) store: Store,
     pub(crate) cluster: ClusterPaths,
@@ -89,8 +90,8 @@ impl Timeline {
         let counts = counting.counts();
         let store = store.wrapped(|_| counting);
         let cluster = ClusterPaths::new(&store.prefix, cluster);
-        let ReaderOptions { env, caches, redo, work_dir, version } = options;
-        let shared = Shared { env, caches, redo, work_dir, counts, store, cluster };
+        let ReaderOptions { env, caches, redo, work_dir, version, rows } = options;
+        let shared = Shared { env, caches, redo, work_dir, rows, counts, store, cluster };
         let id = match which {
             TimelineRef::Id(id) => *id,
             TimelineRef::Name(name) => shared.names().resolve(name).await?,
@@ -160,6 +161,11 @@ impl Timeline {
 
     pub(crate) fn redo(&self) -> &RedoSource {
         &self.state.shared.redo
+    }
+
+    /// How much of pages' histories is held at a time.
+    pub(crate) fn row_limit(&self) -> RowLimit {
+        self.state.shared.rows
     }
 
     /// A base image of this timeline or of an ancestor.
@@ -266,9 +272,14 @@ impl Timeline {
     /// # Errors
     /// As [`Timeline::check`].
     pub async fn snapshot(&self, lsn: Lsn) -> Result<Snapshot, ReadError> {
-        let lsn = before_header(lsn, self.segment_size().bytes());
-        self.check(lsn)?;
-        Snapshot::load(self.clone(), lsn).await
+        Snapshot::load(self.clone(), self.checked(lsn)?).await
+    }
+
+    /// What an LSN that somebody typed means; a refusal names it as it was typed.
+    pub(crate) fn checked(&self, asked: Lsn) -> Result<Lsn, ReadError> {
+        let lsn = before_header(asked, self.segment_size().bytes());
+        self.check(lsn).map_err(|refusal| refusal.of(asked))?;
+        Ok(lsn)
     }
 
     /// PostgreSQL's timelines with records that end at or below `upto`, as far back as WAL was sliced, ascending.

@@ -317,6 +317,24 @@ async fn edits_of_a_map_page_apply_up_to_the_lsn() {
 }
 
 #[tokio::test]
+async fn a_free_space_map_page_is_its_newest_image_whatever_came_after_it_and_zeros_without_one() {
+    let mut world = World::new(16).await;
+    let map = |block| Key::rel_block(NODE, Fork::Fsm, block);
+    let size = zenith_ingest::model::RelSize { blocks: 2, ..Default::default() };
+    let image = |lsn, mark| zenith_layers::Row { key: map(0), ..page_row(NODE, 0, lsn, mark) };
+    let rows = vec![state(Key::rel_size(NODE, Fork::Fsm), 0, size.encode()), image(100, 1)];
+    let base = world.base(100, 200, rows).await;
+    let lost = edit(map(1), 320, Bytes::from_static(b"nobody looks into it"));
+    let after = edit(map(0), 310, Bytes::from_static(b"nobody looks into it"));
+    world.slice(400, vec![image(300, 2), after, lost], &[], &[base]).await;
+    let timeline = world.open().await;
+    for (lsn, marks) in [(250, [1, 0]), (305, [2, 0]), (400, [2, 0])] {
+        let pages = timeline.snapshot(Lsn(lsn)).await.unwrap().pages(NODE, Fork::Fsm, 0, 2).await.unwrap();
+        assert_eq!(pages.iter().map(|page| mark_of(page)).collect::<Vec<_>>(), marks, "{lsn}");
+    }
+}
+
+#[tokio::test]
 async fn slru_pages_are_images_and_edits_and_a_removed_segment_leaves_nothing() {
     let mut world = World::new(13).await;
     let size = |lsn, pages| state(Key::slru_size(Slru::Xact, 0), lsn, SlruSize { pages }.encode());

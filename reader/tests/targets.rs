@@ -128,6 +128,21 @@ async fn a_position_behind_a_page_header_is_the_page_boundary() {
     assert!(timeline.check(Lsn(exact.end.0 + 32)).is_err());
 }
 
+#[tokio::test]
+async fn a_refusal_names_the_lsn_that_was_typed() {
+    let mut diary = Diary::new();
+    let (redo, end) = (diary.record(10), diary.record(10));
+    let timeline = diary.open(9, redo, end).await;
+    // Inside the headers of a segment's first page and of another page: both mean an LSN that nobody typed.
+    for typed in ["0/10", "0/100020", "0/900010"] {
+        let lsn: Lsn = typed.parse().unwrap();
+        let resolved = refused(&timeline, Target::Lsn(lsn)).await.to_string();
+        let read = timeline.snapshot(lsn).await.err().unwrap().to_string();
+        assert!(resolved.starts_with(&format!("LSN {typed} lies ")), "{resolved}");
+        assert_eq!(resolved, read);
+    }
+}
+
 async fn by_time(seed: u64, checkpoint_at_the_end: Option<i64>) -> (Timeline, [Placed; 5]) {
     let mut diary = Diary::new();
     let redo = diary.record(10);
@@ -218,6 +233,41 @@ async fn a_transaction_means_with_its_end_be_it_a_commit_or_an_abort() {
     assert!(
         matches!(refused(&timeline, Target::Xid(702)).await, TargetError::AmbiguousXid { lsns, .. } if lsns.len() == 2)
     );
+}
+
+#[tokio::test]
+async fn a_name_or_transaction_is_looked_for_only_in_layers_that_can_hold_it() {
+    let mut diary = Diary::new();
+    let (redo, end) = (diary.record(10), diary.record(10));
+    let commits: Vec<Placed> = (0..100).map(|i| diary.commit(1000 + i, i64::from(i))).collect();
+    let point = diary.event(EventKind::RestorePoint, 0, 100, "the point");
+    let mut world = World::new(10).await;
+    world.caches.whole_bytes = 0;
+    let upto = diary.wal.position();
+    world.archive(Lsn(SEGMENT), &diary.wal.finish()).await;
+    let base = world.base(redo.lsn.0, end.end.0, vec![]).await;
+    let mut confirmed = vec![base];
+    for events in diary.events.chunks(5) {
+        let last = events.last().unwrap().lsn;
+        world.slice(last.0, vec![], events, &confirmed).await;
+        confirmed.clear();
+    }
+    world.slice(upto.0 + 8, vec![], &[], &[]).await;
+    let layers = diary.events.chunks(5).count() as u64;
+    for (target, wanted) in
+        [(Target::Xid(1042), commits[42].end), (Target::Name("the point".to_owned()), point.end)]
+    {
+        let timeline = world.open().await;
+        let before = timeline.counts().snapshot();
+        assert_eq!(resolve(&timeline, target).await.lsn, wanted);
+        let spent = timeline.counts().snapshot().since(&before).requests();
+        // All footers; the row group that holds it, the one that tells the last commit, a segment of WAL.
+        assert!((layers..=layers + 5).contains(&spent), "{spent} requests for {layers} layers");
+    }
+    let timeline = world.open().await;
+    let before = timeline.counts().snapshot();
+    assert_eq!(timeline.restore_points(1).await.unwrap().len(), 1);
+    assert!(timeline.counts().snapshot().since(&before).requests() <= 2, "the newest are read first");
 }
 
 #[tokio::test]

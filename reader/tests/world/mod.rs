@@ -17,7 +17,7 @@ use zenith_manifest::{
 use zenith_pgformat::checkpoint::CheckPoint;
 use zenith_pgformat::wal_name::{WalFile, WalSegSize};
 use zenith_pgformat::{BLCKSZ, Fork, Lsn, RelNode, Tli, page};
-use zenith_reader::{ReadError, ReaderCaches, ReaderOptions, RedoSource, Timeline, TimelineRef};
+use zenith_reader::{ReadError, ReaderCaches, ReaderOptions, RedoSource, RowLimit, Timeline, TimelineRef};
 use zenith_redo::RedoOptions;
 use zenith_store::{ClusterPaths, Env, Store, TimelineId, TimelinePaths};
 use zenith_testkit::env::test_env;
@@ -33,6 +33,9 @@ pub(crate) struct World {
     pub(crate) identity: Identity,
     pub(crate) manifest: ManifestStore,
     pub(crate) tli: Tli,
+    /// How it is opened.
+    pub(crate) caches: CacheOptions,
+    pub(crate) rows: RowLimit,
     paths: TimelinePaths,
     sliced: Lsn,
     epoch: u64,
@@ -68,7 +71,8 @@ impl World {
         let manifest =
             ManifestStore::new(Arc::clone(&store.objects), env.clone(), paths.clone(), identity.ancestor);
         let (tli, sliced) = ancestor.map_or((1, Lsn::INVALID), |(ancestor, tli)| (tli, ancestor.lsn));
-        World { store, env, identity, manifest, tli, paths, sliced, epoch: 0 }
+        let (caches, rows) = (CacheOptions::default(), ReaderOptions::new("").rows);
+        World { store, env, identity, manifest, tli, caches, rows, paths, sliced, epoch: 0 }
     }
 
     /// A child, branched off at `lsn`.
@@ -172,10 +176,11 @@ impl World {
     pub(crate) async fn try_open(&self) -> Result<Timeline, ReadError> {
         let options = ReaderOptions {
             env: self.env.clone(),
-            caches: ReaderCaches::new(CacheOptions::default(), 1 << 20),
+            caches: ReaderCaches::new(self.caches, 1 << 20),
             redo: RedoSource::lazy(RedoOptions::default()),
             work_dir: std::env::temp_dir(),
             version: None,
+            rows: self.rows,
         };
         Timeline::open(&self.store, "main", &TimelineRef::Id(self.identity.timeline), options).await
     }

@@ -9,7 +9,7 @@ use zenith_layers::Slru;
 use zenith_pgformat::control::ControlFile;
 use zenith_pgformat::rel::DEFAULT_TABLESPACE;
 use zenith_pgformat::{Lsn, Oid, Tli, Xid};
-use zenith_reader::{LastRecord, ReadError, Snapshot};
+use zenith_reader::{BlockRange, LastRecord, ReadError, Snapshot};
 
 /// The control file's path.
 const CONTROL: &str = "global/pg_control";
@@ -119,9 +119,14 @@ impl Source for SnapshotSource {
     }
 
     async fn pages(&self, ranges: &[PageRange]) -> Result<Vec<Bytes>> {
-        let reads =
-            ranges.iter().map(|range| self.snapshot.pages(range.node, range.fork, range.first, range.count));
-        Ok(futures::future::try_join_all(reads).await?.concat())
+        // One search of the layers and one batch of redo for all of them, many small relations among them.
+        let ranges = ranges.iter().map(|&PageRange { node, fork, first, count }| BlockRange {
+            node,
+            fork,
+            from: first,
+            count,
+        });
+        Ok(self.snapshot.page_ranges(&ranges.collect::<Vec<_>>()).await?)
     }
 
     async fn slru_segments(&self, slru: Slru) -> Result<Vec<(u32, u32)>> {
