@@ -8,13 +8,14 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use std::sync::Arc;
 use uuid::Uuid;
+use zenith_ingest::IngestError;
 use zenith_ingest::slicer::{
     LocalSink, SliceReport, Slicer, SlicerOptions, SlicerStart, Stopped, slicer_layers,
 };
-use zenith_layers::{LayerSet, LayerStore};
+use zenith_layers::{LayerError, LayerSet, LayerStore};
 use zenith_manifest::{Change, LayerEntry, Role, Slice, apply};
 use zenith_pgformat::Lsn;
-use zenith_store::{ClusterPaths, TimelinePaths};
+use zenith_store::{ClusterPaths, StoreError, TimelinePaths};
 
 /// Layers of the tail. Their folder goes with the last handle.
 pub(crate) struct TailLayers {
@@ -82,6 +83,16 @@ fn boxed_tail(parent: &mut Timeline, branch: Lsn) -> BoxFuture<'_, Result<Tail, 
     Box::pin(parent.slice_tail(Some(branch)))
 }
 
+/// Everything that this slicer stores goes to the folder.
+fn failed(error: IngestError, tail: &TailLayers) -> ReadError {
+    match error {
+        IngestError::Layer(LayerError::Store { source: StoreError::Full { reason, .. }, .. }) => {
+            ReadError::TailFolder { folder: tail.folder.path().display().to_string(), reason }
+        }
+        error => ReadError::Tail(error),
+    }
+}
+
 impl State {
     /// One run of a slicer that commits nowhere; what it would have committed is applied to this copy of the manifest.
     async fn slice_once(&mut self, up_to: Option<Lsn>) -> Result<SliceReport, ReadError> {
@@ -103,7 +114,7 @@ impl State {
             Arc::clone(&tail.store),
             sink,
         );
-        let report = slicer.run_once().await.map_err(ReadError::Tail)?;
+        let report = slicer.run_once().await.map_err(|error| failed(error, &tail))?;
         self.adopt(&slicer.into_sink(), tail)?;
         Ok(report)
     }
