@@ -3,8 +3,11 @@
 use crate::files;
 use crate::oracle::Oracle;
 use crate::primary::Primary;
+use crate::suites::Ran;
 use crate::wal::Archived;
+use std::collections::BTreeMap;
 use zenith_pgformat::Lsn;
+use zenith_pgformat::wal::RmgrId;
 use zenith_testkit::mask::compare_directories;
 use zenith_testkit::pg::{self, PgOptions, StopMode};
 
@@ -13,9 +16,12 @@ use zenith_testkit::pg::{self, PgOptions, StopMode};
 pub(crate) struct Points(pub(crate) usize);
 
 /// What a run compared.
-#[derive(Default, Debug)]
-struct Figures {
+#[derive(Default)]
+pub(crate) struct Figures {
+    cases: usize,
+    unexpected: usize,
     records: usize,
+    by_rmgr: BTreeMap<RmgrId, usize>,
     wal_bytes: u64,
     lsns: usize,
     files: usize,
@@ -24,23 +30,41 @@ struct Figures {
     dumps: usize,
 }
 
+impl Figures {
+    /// Records of one resource manager.
+    pub(crate) fn records_of(&self, rmgr: RmgrId) -> usize {
+        self.by_rmgr.get(&rmgr).copied().unwrap_or(0)
+    }
+}
+
 /// Runs a workload on an archived primary, slices, and compares at `points` LSNs spread over its records.
 ///
 /// With `ZENITH_DIFFERENTIAL_KEEP` set, what differs is left in place: the store, the archive, and the two directories of each LSN.
-pub(crate) fn differential(name: &str, options: PgOptions, points: Points, workload: impl FnOnce(&Primary)) {
+pub(crate) fn differential(
+    name: &str,
+    options: PgOptions,
+    points: Points,
+    workload: impl FnOnce(&Primary) -> Ran,
+) -> Figures {
     let options = options.conf("checkpoint_timeout = 30s").conf("max_connections = 60");
     let primary = Primary::start(options);
     println!("{}", primary.zenith("zenith_push", &["base", "--checkpoint=fast"]));
     let mut oracle = Oracle::new(primary.base_backup(), primary.plain());
     let from = primary.insert_lsn();
-    workload(&primary);
+    let ran = workload(&primary);
     let to = primary.insert_lsn();
     primary.archive();
     println!("{}", primary.zenith("zenith_slicedice", &[]));
 
     let archived = Archived::read(primary.plain(), primary.segment_size(), from, to);
-    let mut figures =
-        Figures { records: archived.ends.len(), wal_bytes: archived.bytes, ..Figures::default() };
+    let mut figures = Figures {
+        cases: ran.cases,
+        unexpected: ran.unexpected,
+        records: archived.records(),
+        by_rmgr: archived.by_rmgr.clone(),
+        wal_bytes: archived.bytes,
+        ..Figures::default()
+    };
     let chosen = archived.spread(points.0);
     let mut different = Vec::new();
     for (index, lsn) in chosen.iter().enumerate() {
@@ -54,6 +78,7 @@ pub(crate) fn differential(name: &str, options: PgOptions, points: Points, workl
         std::mem::forget(primary);
     }
     assert!(different.is_empty(), "{} differences:\n{}", different.len(), different.join("\n"));
+    figures
 }
 
 /// Whether what differs is left in place.
@@ -89,7 +114,7 @@ fn compare_at(
             different.push("the dumps differ".to_owned());
         }
     }
-    println!("{lsn}: {} differences, {figures:?}", different.len());
+    println!("{lsn}: {} differences, {} pages so far", different.len(), figures.pages);
     let kept = format!("{lsn} ({} and {})", ours.data().display(), theirs.data().display());
     if !different.is_empty() && keep() {
         for server in [ours, theirs] {
@@ -112,15 +137,15 @@ fn dump(server: &pg::Pg) -> String {
         .join("\n")
 }
 
-/// A line of figures, also as JSON beside the build.
+/// The figures as JSON, printed and beside the build.
 fn report(name: &str, figures: &Figures, differences: usize) {
-    println!("differential {name}: {differences} differences, {figures:?}");
-    let Some(target) = std::env::var_os("CARGO_TARGET_DIR") else { return };
-    let folder = std::path::Path::new(&target).join("differential");
-    std::fs::create_dir_all(&folder).expect("a folder beside the build");
+    let by_rmgr = figures.by_rmgr.iter().map(|(rmgr, count)| (rmgr.to_string(), (*count).into()));
     let json = serde_json::json!({
         "workload": name,
+        "cases": figures.cases,
+        "unexpected_output": figures.unexpected,
         "records": figures.records,
+        "records_by_resource_manager": serde_json::Map::from_iter(by_rmgr),
         "wal_bytes": figures.wal_bytes,
         "lsns": figures.lsns,
         "files": figures.files,
@@ -129,5 +154,11 @@ fn report(name: &str, figures: &Figures, differences: usize) {
         "dumps": figures.dumps,
         "differences": differences,
     });
-    std::fs::write(folder.join(format!("{name}.json")), format!("{json:#}\n")).expect("figures");
+    println!("{json:#}");
+    let test = std::env::current_exe().expect("own path");
+    let target = test.ancestors().nth(3).expect("target directory");
+    let folder = target.join("differential");
+    std::fs::create_dir_all(&folder).expect("a folder beside the build");
+    let file = folder.join(name.replace(", ", " ").replace(' ', "-")).with_extension("json");
+    std::fs::write(file, format!("{json:#}\n")).expect("figures");
 }

@@ -5,6 +5,7 @@
 //! newer than the server by a minor release. That they ran does.
 
 use crate::primary::Primary;
+use std::ops::Add;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
@@ -12,7 +13,7 @@ use zenith_testkit::pg;
 
 /// Contrib suites that leave something in WAL. `bloom` writes generic records, the others feed the built-in access
 /// methods.
-pub(crate) const CONTRIB: [&str; 17] = [
+const CONTRIB: [&str; 17] = [
     "amcheck",
     "bloom",
     "btree_gin",
@@ -47,6 +48,14 @@ pub(crate) struct Ran {
     pub(crate) cases: usize,
     /// Those of them that printed something else than expected.
     pub(crate) unexpected: usize,
+}
+
+impl Add for Ran {
+    type Output = Ran;
+
+    fn add(self, other: Ran) -> Ran {
+        Ran { cases: self.cases + other.cases, unexpected: self.unexpected + other.unexpected }
+    }
 }
 
 impl Suites {
@@ -104,8 +113,12 @@ impl Suites {
         self.drive(primary, "isolation/pg_isolation_regress", &inputs, "isolation_regression", &arguments)
     }
 
-    /// One contrib suite, in a database of its own that stays.
-    pub(crate) fn contrib(&self, primary: &Primary, name: &str) -> Ran {
+    /// The contrib suites, each in a database of its own that stays.
+    pub(crate) fn contrib(&self, primary: &Primary) -> Ran {
+        CONTRIB.iter().fold(Ran::default(), |ran, name| ran + self.contrib_suite(primary, name))
+    }
+
+    fn contrib_suite(&self, primary: &Primary, name: &str) -> Ran {
         let inputs = self.tree.join("contrib").join(name);
         let cases = regress_cases(&inputs.join("Makefile"));
         self.drive(primary, "regress/pg_regress", &inputs, &format!("contrib_{name}"), &cases)
@@ -131,13 +144,17 @@ impl Suites {
             .arg(format!("--dbname={database}"))
             .arg("--user=postgres")
             .args(arguments)
-            .current_dir(&outputs)
+            // psql reads the cases' data files relative to where it runs.
+            .current_dir(inputs)
             .output()
             .expect("the driver exists");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let ran = read_results(&text);
         println!("{driver} in {database}: {ran:?}");
         text.lines().filter(|line| line.contains("FAILED")).for_each(|line| println!("  {line}"));
+        if std::env::var_os("ZENITH_DIFFERENTIAL_DIFFS").is_some() {
+            println!("{}", std::fs::read_to_string(outputs.join("regression.diffs")).unwrap_or_default());
+        }
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(matches!(output.status.code(), Some(0 | 1)) && ran.cases > 0, "{text}\n{stderr}");
         ran

@@ -1,15 +1,18 @@
 //! The WAL of a run: how many records, and at which of their ends to compare.
 
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::path::Path;
 use zenith_pgformat::Lsn;
-use zenith_pgformat::wal::{StreamStart, WalStream};
+use zenith_pgformat::wal::{RmgrId, StreamStart, WalStream};
 use zenith_pgformat::wal_name::{WalFile, WalSegSize};
 
 /// What an archive holds between two LSNs.
 pub(crate) struct Archived {
     /// Ends of all records.
-    pub(crate) ends: Vec<Lsn>,
+    ends: Vec<Lsn>,
+    /// How many records each resource manager has.
+    pub(crate) by_rmgr: BTreeMap<RmgrId, usize>,
     /// Bytes of WAL.
     pub(crate) bytes: u64,
 }
@@ -20,11 +23,14 @@ impl Archived {
         let start =
             StreamStart { lsn: from, prev: Lsn::INVALID, tli: 1, seg_size: size, system_identifier: 0 };
         let mut stream = WalStream::new(start);
-        let mut ends = Vec::new();
+        let (mut ends, mut by_rmgr) = (Vec::new(), BTreeMap::new());
         loop {
             match stream.next().expect("sound WAL") {
                 Some(record) if record.end > to => break,
-                Some(record) => ends.push(record.end),
+                Some(record) => {
+                    ends.push(record.end);
+                    *by_rmgr.entry(record.rmgr).or_default() += 1;
+                }
                 None => {
                     let segment = stream.wants();
                     let name = WalFile::Segment { tli: 1, segment: size.segment_of(segment) }.name(size);
@@ -33,7 +39,12 @@ impl Archived {
                 }
             }
         }
-        Archived { ends, bytes: to.0 - from.0 }
+        Archived { ends, by_rmgr, bytes: to.0 - from.0 }
+    }
+
+    /// How many records there are.
+    pub(crate) fn records(&self) -> usize {
+        self.ends.len()
     }
 
     /// `count` ends of records, spread evenly over the records; the last one is the end of all.
