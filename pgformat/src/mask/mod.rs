@@ -33,6 +33,19 @@ pub enum PageKind {
 }
 
 impl PageKind {
+    /// All of them.
+    pub const ALL: [PageKind; 9] = [
+        PageKind::Heap,
+        PageKind::Btree,
+        PageKind::Hash,
+        PageKind::Gin,
+        PageKind::Gist,
+        PageKind::SpGist,
+        PageKind::Brin,
+        PageKind::Sequence,
+        PageKind::Generic,
+    ];
+
     /// The kind of the pages that a resource manager's records are about; `None` for those without `rm_mask`.
     pub fn of_records(rmgr: RmgrId) -> Option<PageKind> {
         Some(match rmgr {

@@ -2,18 +2,6 @@ use super::*;
 use crate::Lsn;
 use proptest::prelude::*;
 
-const ALL: [PageKind; 9] = [
-    PageKind::Heap,
-    PageKind::Btree,
-    PageKind::Hash,
-    PageKind::Gin,
-    PageKind::Gist,
-    PageKind::SpGist,
-    PageKind::Brin,
-    PageKind::Sequence,
-    PageKind::Generic,
-];
-
 /// A page with two items of 28 and 24 bytes and a special space.
 fn regular(special: u16) -> Page {
     let mut page = [0; BLCKSZ];
@@ -67,7 +55,7 @@ fn seen(page: &Page, kind: PageKind, at: usize, flip: u8) -> bool {
 
 #[test]
 fn lsn_checksum_and_unused_space_differ_freely_and_items_do_not() {
-    for kind in ALL {
+    for kind in PageKind::ALL {
         let page = if kind == PageKind::Heap { heap() } else { index(BTP_INNER, BRIN_REGULAR_ID) };
         assert!((0..10).all(|at| !seen(&page, kind, at, 0xFF)), "{kind:?}");
         assert!(!seen(&page, kind, 1000, 0xFF), "{kind:?}");
@@ -82,7 +70,7 @@ const BRIN_REGULAR_ID: u16 = 0xF093;
 
 #[test]
 fn hints_of_the_header_count_only_for_sequences_and_generic_pages() {
-    for kind in ALL {
+    for kind in PageKind::ALL {
         let counts = matches!(kind, PageKind::Sequence | PageKind::Generic);
         let page = index(BTP_INNER, BRIN_REGULAR_ID);
         assert!([1, 2, 4].iter().all(|bit| seen(&page, kind, 10, *bit) == counts), "{kind:?}");
@@ -197,7 +185,7 @@ fn a_page_without_a_regular_header_is_compared_as_it_is() {
     let mut zeros = [0; BLCKSZ];
     mask(&mut zeros, PageKind::Heap, 0);
     assert!(page::is_all_zeros(&zeros));
-    for kind in ALL {
+    for kind in PageKind::ALL {
         assert!(seen(&[0; BLCKSZ], kind, 5000, 1) && !seen(&[0; BLCKSZ], kind, 0, 1));
     }
 }
@@ -212,7 +200,7 @@ proptest! {
         for (index, value) in header.iter().enumerate() {
             le::put(&mut page, 12 + 2 * index, &(value % 8200).to_le_bytes());
         }
-        for kind in ALL {
+        for kind in PageKind::ALL {
             let mut masked = page;
             mask(&mut masked, kind, u32::MAX);
             prop_assert_eq!(first_difference(&page, &page, PageKind::guess(&page), 0), None);

@@ -136,19 +136,7 @@ pub(crate) fn page(input: &[u8]) -> bool {
         // A cut page has not all entries.
         let _ = (clog::status(input, xid), commit_ts::entry(input, xid));
     }
-    let kinds = [
-        PageKind::guess(&page),
-        PageKind::Heap,
-        PageKind::Btree,
-        PageKind::Hash,
-        PageKind::Gin,
-        PageKind::Gist,
-        PageKind::SpGist,
-        PageKind::Brin,
-        PageKind::Sequence,
-        PageKind::Generic,
-    ];
-    for kind in kinds {
+    for kind in PageKind::ALL.into_iter().chain([PageKind::guess(&page)]) {
         for block in [0, 1] {
             let mut masked = page;
             mask(&mut masked, kind, block);

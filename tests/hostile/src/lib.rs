@@ -87,3 +87,14 @@ pub fn find(name: &str) -> &'static Target {
 pub fn run(name: &str, input: &[u8]) {
     let _ = (find(name).run)(input);
 }
+
+/// Writes the samples of one of them, a file each, into the folder that `ZENITH_SEEDS` names: what a fuzzer begins with.
+///
+/// # Panics
+/// If they cannot be written.
+pub fn write_seeds(name: &str) {
+    let Some(folder) = std::env::var_os("ZENITH_SEEDS") else { return };
+    for (number, seed) in (find(name).seeds)().into_iter().enumerate() {
+        std::fs::write(std::path::Path::new(&folder).join(format!("sample-{number}")), seed).unwrap();
+    }
+}

@@ -164,7 +164,7 @@ pub(crate) fn edits() -> Vec<Vec<u8>> {
     edits.map(|edit| edit.encode().to_vec()).to_vec()
 }
 
-fn parameters() -> Parameters {
+pub(crate) fn parameters() -> Parameters {
     Parameters {
         max_connections: 100,
         max_worker_processes: 8,

@@ -1,5 +1,6 @@
 //! WAL pages, streams, records and images.
 
+use crate::seeds::parameters;
 use bytes::Bytes;
 use zenith_ingest::interpret::{Context, State, interpret, needs};
 use zenith_ingest::model::{Database, NextXid, Parameters, RelSize};
@@ -129,16 +130,7 @@ fn parse(record: &Record) {
 }
 
 fn state() -> State {
-    let parameters = Parameters {
-        max_connections: 100,
-        max_worker_processes: 8,
-        max_wal_senders: 10,
-        max_prepared_transactions: 5,
-        max_locks_per_transaction: 64,
-        wal_level: 1,
-        wal_log_hints: false,
-        track_commit_timestamp: true,
-    };
+    let parameters = Parameters { track_commit_timestamp: true, ..parameters() };
     let mut state = State::new(checkpoint(), NextXid(1000), parameters);
     for db in 1..6 {
         state.databases.insert((1663, db), Database { created: Lsn(0), alias: None });

@@ -7,8 +7,10 @@ pub mod control;
 pub mod env;
 pub mod faults;
 pub mod mask;
+#[cfg(feature = "containers")]
 pub mod minio;
 pub mod outcome;
 pub mod pg;
+#[cfg(feature = "containers")]
 pub mod store;
 pub mod unconditional;
