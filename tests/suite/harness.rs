@@ -2,7 +2,7 @@
 //! for PostgreSQL's own recovery.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use tempfile::TempDir;
 use zenith_testkit::pg::{self, Pg, PgOptions};
 pub(crate) use zenith_testkit::store::TestStore;
@@ -95,14 +95,6 @@ impl Chain {
             let output = pg::run(&mut self.zenith_on(store, program, arguments));
             println!("{:?}: {program} {arguments:?}\n{output}", store.kind());
         }
-    }
-
-    /// Runs a command that must fail with exit code 1; its standard error.
-    pub(crate) fn refuse(&self, program: &str, arguments: &[&str]) -> String {
-        let Output { status, stderr, .. } = self.zenith(program, arguments).output().expect("it starts");
-        let stderr = String::from_utf8_lossy(&stderr).into_owned();
-        assert_eq!(status.code(), Some(1), "{program} {arguments:?}: {stderr}");
-        stderr
     }
 
     /// Archives everything written so far.

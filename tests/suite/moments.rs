@@ -37,6 +37,9 @@ impl Moment {
             1 | 4 => Kind::Name,
             _ => Kind::Time,
         };
+        let writing = primary
+            .sql("SELECT count(backend_xid) FROM pg_stat_activity WHERE backend_type = 'client backend'");
+        assert_eq!(writing == "0", quiet, "{writing} clients write at moment {step}");
         let (option, value, recovery) = choose(primary, kind, step);
         let dump = quiet.then(|| dump(primary));
         if quiet && kind == Kind::Time {

@@ -107,8 +107,9 @@ fn busy_moment(primary: &Pg, load: &Load<'_>, step: u32) -> Moment {
 #[test]
 fn fifty_moments_restored_from_a_folder_and_from_minio_are_what_the_primary_was() {
     let history = History::make();
-    let quiet = history.moments.iter().filter(|moment| moment.dump.is_some()).count();
-    assert_eq!((history.moments.len(), quiet), (50, 25));
+    let quiet: Vec<&String> = history.moments.iter().filter_map(|moment| moment.dump.as_ref()).collect();
+    assert_eq!((history.moments.len(), quiet.len()), (50, 25));
+    assert!(quiet.windows(2).all(|dumps| dumps[0] != dumps[1]), "moments differ");
     let waiting = Mutex::new(history.moments.iter());
     let failed = Mutex::new(Vec::new());
     let next = || waiting.lock().expect("no moment is checked under the lock").next();

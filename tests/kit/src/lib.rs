@@ -4,6 +4,8 @@
 
 pub mod conformance;
 pub mod control;
+#[cfg(feature = "containers")]
+pub mod disk;
 pub mod env;
 pub mod faults;
 pub mod mask;

@@ -113,7 +113,7 @@ impl Minio {
 /// Runs `command` with these arguments once this process is gone, whatever ended it: only then does the pipe that
 /// it reads come to its end.
 #[allow(clippy::zombie_processes, reason = "it outlives this process on purpose")]
-fn when_gone(command: &str, arguments: &[&str]) -> ChildStdin {
+pub(crate) fn when_gone(command: &str, arguments: &[&str]) -> ChildStdin {
     let script = format!("cat >/dev/null; {command}");
     let mut reaper = Command::new("setsid")
         .args(["sh", "-c", &script, "sh"])

@@ -157,6 +157,14 @@ impl Pg {
         self
     }
 
+    /// From its next start on this is in the server's environment, which its commands inherit, and nothing else of what
+    /// was given before.
+    #[must_use]
+    pub fn with_env(mut self, env: Vec<(String, String)>) -> Pg {
+        self.env = env;
+        self
+    }
+
     /// Appends lines to `postgresql.conf`.
     pub fn configure(&self, lines: &[&str]) {
         let path = self.data.join("postgresql.conf");
@@ -200,7 +208,7 @@ impl Pg {
         let options =
             format!("-c listen_addresses='' -c unix_socket_directories={}", self.socket().display());
         let output = command(bin_dir().join("pg_ctl"))
-            .args(["-w", "-t", "60", "-o", &options, "-l"])
+            .args(["-w", "-t", "300", "-o", &options, "-l"])
             .arg(&log)
             .arg("-D")
             .arg(&self.data)
@@ -220,7 +228,7 @@ impl Pg {
     pub fn stop(&self, mode: StopMode) {
         let mode = if mode == StopMode::Fast { "fast" } else { "immediate" };
         run(command(bin_dir().join("pg_ctl"))
-            .args(["-w", "-t", "120", "-m", mode, "-D"])
+            .args(["-w", "-t", "300", "-m", mode, "-D"])
             .arg(&self.data)
             .arg("stop"));
     }
@@ -270,7 +278,7 @@ impl Pg {
     pub fn wait_until_it_answers(&self) {
         let mut waiting = command("sh");
         waiting.env("PGHOST", self.socket());
-        let looks = "for i in $(seq 1200); do \"$0\" -q && exit 0; sleep 0.05; done; exit 1";
+        let looks = "for i in $(seq 6000); do \"$0\" -q && exit 0; sleep 0.05; done; exit 1";
         let waited = waiting.args(["-c", looks]).arg(bin_dir().join("pg_isready")).status();
         assert!(waited.expect("sh exists").success(), "the server does not answer:\n{}", self.log());
     }

@@ -25,6 +25,26 @@ pub enum Kind {
 /// Both kinds, for tests that run on each.
 pub const KINDS: [Kind; 2] = [Kind::Folder, Kind::Minio];
 
+/// Two tests, `on_a_folder` and `on_minio`, of each function named, which takes the kind of store.
+#[macro_export]
+macro_rules! on_each_store {
+    ($($function:ident),+ $(,)?) => {
+        $(
+            mod $function {
+                #[test]
+                fn on_a_folder() {
+                    super::$function($crate::store::Kind::Folder);
+                }
+
+                #[test]
+                fn on_minio() {
+                    super::$function($crate::store::Kind::Minio);
+                }
+            }
+        )+
+    };
+}
+
 /// A store of one test.
 #[derive(Debug)]
 pub enum TestStore {
@@ -48,6 +68,11 @@ impl TestStore {
         TestStore::Folder(server_dir())
     }
 
+    /// A folder in a directory of one's own.
+    pub fn folder_in(directory: TempDir) -> TestStore {
+        TestStore::Folder(directory)
+    }
+
     /// An empty bucket.
     pub fn minio() -> TestStore {
         TestStore::Minio(wait(Minio::shared().bucket()))
@@ -56,8 +81,14 @@ impl TestStore {
     /// A store of this kind with these objects.
     pub fn filled(kind: Kind, objects: &[(String, Bytes)]) -> TestStore {
         let store = TestStore::new(kind);
-        match &store {
-            TestStore::Folder(_) => objects.iter().for_each(|(name, content)| store.put(name, content)),
+        store.fill(objects);
+        store
+    }
+
+    /// Writes these objects.
+    pub fn fill(&self, objects: &[(String, Bytes)]) {
+        match self {
+            TestStore::Folder(_) => objects.iter().for_each(|(name, content)| self.put(name, content)),
             TestStore::Minio(bucket) => {
                 let opened = bucket.store();
                 let puts = futures::stream::iter(objects).map(|(name, content)| {
@@ -69,7 +100,6 @@ impl TestStore {
                 wait(puts.buffer_unordered(PARALLEL).try_collect::<Vec<_>>()).expect("MinIO takes objects");
             }
         }
-        store
     }
 
     /// Which kind it is.
