@@ -84,7 +84,9 @@ pub async fn read_small_files(
     base: BaseId,
 ) -> Result<BTreeMap<String, SmallFile>, BaseError> {
     let path = paths.base_object(base.0, OBJECT);
-    let object = zenith_store::get(objects, &path, frame::compressed_max(SMALL_FILES_MAX)).await?;
+    let object = zenith_store::get_if_present(objects, &path, frame::compressed_max(SMALL_FILES_MAX))
+        .await?
+        .ok_or_else(|| BaseError::Missing { object: path.to_string() })?;
     decode_small_files(&object).map_err(|what| BaseError::Damaged { object: path.to_string(), what })
 }
 

@@ -70,6 +70,15 @@ pub enum BaseError {
     /// Files that every data directory has did not come.
     #[error("the base image is incomplete: {0} is missing")]
     Incomplete(&'static str),
+    /// An object of a registered base image is gone.
+    #[error(
+        "{object} is missing, although the manifest names its base image: restore it from a copy of the store, or use \
+         another base image"
+    )]
+    Missing {
+        /// Its path.
+        object: String,
+    },
     /// An object of a finished base image that cannot be what was stored.
     #[error("{object} is damaged: {what}; restore it from a copy of the store, or use another base image")]
     Damaged {
