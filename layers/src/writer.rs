@@ -6,7 +6,7 @@ use crate::key::Key;
 use crate::object::About;
 use crate::row::{Row, Value, row_crc};
 use crate::schema::{row_properties, row_schema};
-use arrow::array::{ArrayRef, BinaryArray, RecordBatch, UInt8Array, UInt32Array, UInt64Array};
+use arrow_array::{ArrayRef, BinaryArray, RecordBatch, UInt8Array, UInt32Array, UInt64Array};
 use bytes::Bytes;
 use object_store::ObjectStore;
 use std::sync::Arc;

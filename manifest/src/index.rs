@@ -4,10 +4,10 @@
 use crate::entry::{BaseId, KeyBytes, LayerEntry, LayerKind};
 use crate::error::ManifestError;
 use crate::root::IndexPageRef;
-use arrow::array::{
+use arrow_array::{
     Array, ArrayRef, FixedSizeBinaryArray, Int64Array, RecordBatch, StringArray, UInt32Array, UInt64Array,
 };
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow_schema::{DataType, Field, Schema};
 use bytes::Bytes;
 use object_store::path::Path;
 use parquet::arrow::ArrowWriter;
