@@ -4,11 +4,15 @@ use crate::harness::{archive, zenith_bin};
 use crate::verify::{dump, goes_on_after_a_crash, same_dump_as_of_the_primary, tools_accept};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use tempfile::TempDir;
 use zenith_testkit::pg::{self, Pg};
 use zenith_testkit::store::TestStore;
 
 const MAJOR: &str = "15";
+
+/// Making and dropping clusters: to drop one removes directories that it shares with others, if they are empty.
+static SHARED_DIRECTORIES: Mutex<()> = Mutex::new(());
 
 /// A cluster of pg_createcluster's, gone when dropped. It listens in a directory of its own only.
 struct DebianCluster {
@@ -39,7 +43,10 @@ impl DebianCluster {
             create.arg("--logfile").arg(own.path().join("log"));
         }
         create.args([MAJOR, &cluster.name, "--", "--data-checksums", "--wal-segsize=1", "--no-sync"]);
-        pg::run(&mut create);
+        {
+            let _alone = SHARED_DIRECTORIES.lock().unwrap_or_else(PoisonError::into_inner);
+            pg::run(&mut create);
+        }
         cluster.set("listen_addresses", "");
         cluster
     }
@@ -84,6 +91,7 @@ impl Drop for DebianCluster {
         let stop = ["--skip-systemctl-redirect", "--mode=immediate", MAJOR, &self.name, "stop"];
         // It may not be running.
         drop(self.common("pg_ctlcluster", &stop).output());
+        let _alone = SHARED_DIRECTORIES.lock().unwrap_or_else(PoisonError::into_inner);
         let dropped = self.common("pg_dropcluster", &[MAJOR, &self.name]).output();
         let is_gone = dropped.as_ref().is_ok_and(|output| output.status.success());
         assert!(is_gone || std::thread::panicking(), "{dropped:?}");

@@ -73,7 +73,10 @@ async fn compare_sizes(data: &Path, layers: &LayerSet, lsn: Lsn, databases: &[(K
         let exists = databases
             .iter()
             .any(|(db, database)| (db.spc, db.db) == (key.spc, key.db) && (size.created >= database.created));
-        if (exists || key.db == 0) && key.fork != Fork::Fsm as u8 {
+        // A drop that commits just before an online base's redo point may leave its emptied file in the base until the
+        // checkpoint after it (`mdunlink`, `SyncPreCheckpoint`); no record of the window tells of it.
+        let emptied = size.blocks == 0 && size.created == Lsn::INVALID;
+        if (exists || key.db == 0) && key.fork != Fork::Fsm as u8 && !emptied {
             assert!(theirs.contains_key(key), "{key} exists only here");
         }
     }
