@@ -25,8 +25,8 @@ fn zenith_bin(name: &str) -> PathBuf {
 }
 
 impl Primary {
-    /// A running primary and an empty store.
-    pub(crate) fn start(options: PgOptions) -> Primary {
+    /// A primary that was never started and an empty store.
+    pub(crate) fn create(options: PgOptions) -> Primary {
         let (store, plain) = (pg::server_dir(), pg::server_dir());
         let push = zenith_bin("zenith_push");
         let options = options
@@ -38,7 +38,7 @@ impl Primary {
             ))
             .conf("max_prepared_transactions = 10")
             .env("ZENITH_STORE", &format!("file://{}/store", store.path().display()));
-        Primary { server: Pg::start_new(&options), store, plain }
+        Primary { server: Pg::create(&options), store, plain }
     }
 
     /// The plain archive.
@@ -51,12 +51,24 @@ impl Primary {
         self.store.path()
     }
 
-    /// Runs one of Zenith's commands, as the server's user; its output.
-    pub(crate) fn zenith(&self, program: &str, arguments: &[&str]) -> String {
+    /// One of Zenith's commands, as the server's user.
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command: Command = pg::command(zenith_bin(program));
         command.args(arguments).env("ZENITH_STORE", format!("file://{}/store", self.store.path().display()));
         command.env("PGHOST", self.server.socket()).env("PGUSER", "postgres");
-        pg::run(&mut command)
+        command
+    }
+
+    /// Runs one of Zenith's commands; its output.
+    pub(crate) fn zenith(&self, program: &str, arguments: &[&str]) -> String {
+        pg::run(&mut self.command(program, arguments))
+    }
+
+    /// What `zenith check --wal` says of all WAL, whether it found differences or not.
+    pub(crate) fn check_wal(&self) -> serde_json::Value {
+        let output = self.command("zenith", &["--json", "check", "--wal"]).output().expect("zenith exists");
+        let said = serde_json::from_slice(&output.stdout);
+        said.unwrap_or_else(|_| panic!("zenith check: {}", String::from_utf8_lossy(&output.stderr)))
     }
 
     /// Restores with Zenith into a directory of its own.

@@ -3,6 +3,7 @@
 use crate::files;
 use crate::oracle::Oracle;
 use crate::primary::Primary;
+use crate::restarts;
 use crate::suites::Ran;
 use crate::wal::Archived;
 use std::collections::BTreeMap;
@@ -11,9 +12,43 @@ use zenith_pgformat::wal::RmgrId;
 use zenith_testkit::mask::compare_directories;
 use zenith_testkit::pg::{self, PgOptions, StopMode};
 
-/// At how many LSNs a run is compared; the last is the end of the run.
-#[derive(Clone, Copy)]
-pub(crate) struct Points(pub(crate) usize);
+/// What is run and compared.
+pub(crate) struct Run {
+    /// Its name in the figures.
+    name: &'static str,
+    /// The primary's.
+    options: PgOptions,
+    /// At how many LSNs it is compared.
+    lsns: usize,
+    /// Before the primary's first start.
+    before_start: fn(&Primary),
+    /// Before the base image.
+    before_base: fn(&Primary),
+    /// Whether `zenith check --wal` goes over it too.
+    checked: bool,
+}
+
+impl Run {
+    /// A run that begins with an empty cluster.
+    pub(crate) fn new(name: &'static str, options: PgOptions, lsns: usize) -> Run {
+        Run { name, options, lsns, before_start: |_| {}, before_base: |_| {}, checked: false }
+    }
+
+    /// Does something before the primary's first start.
+    pub(crate) fn before_start(self, before_start: fn(&Primary)) -> Run {
+        Run { before_start, ..self }
+    }
+
+    /// Does something before the base image is taken.
+    pub(crate) fn before_base(self, before_base: fn(&Primary)) -> Run {
+        Run { before_base, ..self }
+    }
+
+    /// Has `zenith check --wal` go over it too.
+    pub(crate) fn checked(self) -> Run {
+        Run { checked: true, ..self }
+    }
+}
 
 /// What a run compared.
 #[derive(Default)]
@@ -21,6 +56,7 @@ pub(crate) struct Figures {
     cases: usize,
     unexpected: usize,
     records: usize,
+    record_types: usize,
     by_rmgr: BTreeMap<RmgrId, usize>,
     wal_bytes: u64,
     lsns: usize,
@@ -28,6 +64,8 @@ pub(crate) struct Figures {
     pages: usize,
     slru_pages: usize,
     dumps: usize,
+    /// What `zenith check --wal` said.
+    check: Option<serde_json::Value>,
 }
 
 impl Figures {
@@ -37,21 +75,23 @@ impl Figures {
     }
 }
 
-/// Runs a workload on an archived primary, slices, and compares at `points` LSNs spread over its records.
+/// Runs a workload on an archived primary, slices, and compares at LSNs spread over its records.
 ///
-/// With `ZENITH_DIFFERENTIAL_KEEP` set, what differs is left in place: the store, the archive, and the two directories of each LSN.
-pub(crate) fn differential(
-    name: &str,
-    options: PgOptions,
-    points: Points,
-    workload: impl FnOnce(&Primary) -> Ran,
-) -> Figures {
-    let options = options.conf("checkpoint_timeout = 30s").conf("max_connections = 60");
-    let primary = Primary::start(options);
+/// With `ZENITH_DIFFERENTIAL_KEEP` set, what differs is left in place: the store, the archive, and the two directories
+/// of each LSN.
+pub(crate) fn differential(run: Run, workload: impl FnOnce(&Primary) -> Ran) -> Figures {
+    let options = run.options.conf("checkpoint_timeout = 30s").conf("max_connections = 60");
+    let primary = Primary::create(options);
+    (run.before_start)(&primary);
+    primary.server.start();
+    (run.before_base)(&primary);
     println!("{}", primary.zenith("zenith_push", &["base", "--checkpoint=fast"]));
     let mut oracle = Oracle::new(primary.base_backup(), primary.plain());
     let from = primary.insert_lsn();
     let ran = workload(&primary);
+    // A shutdown waits for the archiver, and not for ever.
+    primary.archive();
+    restarts::with_transactions_open(&primary);
     let to = primary.insert_lsn();
     primary.archive();
     println!("{}", primary.zenith("zenith_slicedice", &[]));
@@ -61,17 +101,21 @@ pub(crate) fn differential(
         cases: ran.cases,
         unexpected: ran.unexpected,
         records: archived.records(),
+        record_types: archived.types(),
         by_rmgr: archived.by_rmgr.clone(),
         wal_bytes: archived.bytes,
         ..Figures::default()
     };
-    let chosen = archived.spread(points.0);
     let mut different = Vec::new();
-    for (index, lsn) in chosen.iter().enumerate() {
-        let dumped = index + 1 == chosen.len() || index % 5 == 0;
-        different.extend(compare_at(&primary, &mut oracle, *lsn, dumped, &mut figures));
+    if run.checked {
+        different.extend(check(&primary, &mut figures));
     }
-    report(name, &figures, different.len());
+    for (index, (lsn, why)) in archived.moments(run.lsns).into_iter().enumerate() {
+        let dumped = index + 1 == run.lsns || index % 5 == 0;
+        println!("{lsn}, {why}");
+        different.extend(compare_at(&primary, &mut oracle, lsn, dumped, &mut figures));
+    }
+    report(run.name, &figures, different.len());
     if !different.is_empty() && keep() {
         eprintln!("store {}, archive {}", primary.store().display(), primary.plain().display());
         primary.server.stop(StopMode::Immediate);
@@ -79,6 +123,22 @@ pub(crate) fn differential(
     }
     assert!(different.is_empty(), "{} differences:\n{}", different.len(), different.join("\n"));
     figures
+}
+
+/// What `zenith check --wal` finds: every record redone whole and as it is stored, beside the images that the server
+/// logged for checking and beside what is read back.
+fn check(primary: &Primary, figures: &mut Figures) -> Vec<String> {
+    let said = primary.check_wal();
+    println!("zenith check --wal: {said:#}");
+    let differences = said["differences"].as_u64().expect("a number of differences");
+    let none = Vec::new();
+    let listed = said["first"].as_array().unwrap_or(&none).iter();
+    let mut found: Vec<String> = listed.map(|difference| format!("check: {difference}")).collect();
+    if differences > found.len() as u64 {
+        found.push(format!("check: {differences} in all"));
+    }
+    figures.check = Some(said);
+    found
 }
 
 /// Whether what differs is left in place.
@@ -94,8 +154,11 @@ fn compare_at(
     dumped: bool,
     figures: &mut Figures,
 ) -> Vec<String> {
-    let theirs = oracle.at(lsn);
-    let ours = primary.restore(lsn);
+    let (ours, theirs) = std::thread::scope(|scope| {
+        let restoring = scope.spawn(|| primary.restore(lsn));
+        let theirs = oracle.at(lsn);
+        (restoring.join().expect("restored"), theirs)
+    });
     let mut different = files::differences(ours.data(), theirs.data());
     match compare_directories(ours.data(), theirs.data()) {
         Ok(compared) => {
@@ -145,6 +208,7 @@ fn report(name: &str, figures: &Figures, differences: usize) {
         "cases": figures.cases,
         "unexpected_output": figures.unexpected,
         "records": figures.records,
+        "record_types": figures.record_types,
         "records_by_resource_manager": serde_json::Map::from_iter(by_rmgr),
         "wal_bytes": figures.wal_bytes,
         "lsns": figures.lsns,
@@ -152,6 +216,7 @@ fn report(name: &str, figures: &Figures, differences: usize) {
         "pages": figures.pages,
         "slru_pages": figures.slru_pages,
         "dumps": figures.dumps,
+        "check_wal": figures.check,
         "differences": differences,
     });
     println!("{json:#}");
