@@ -71,7 +71,10 @@ pub(crate) fn databases_and_tablespaces(primary: &Primary) {
         server.sql("CHECKPOINT");
     }
     server.sql("DROP DATABASE logged_inside0");
-    server.script("source0", "ALTER TABLE moved SET TABLESPACE pg_default;");
+    server.script(
+        "source0",
+        "ALTER TABLE moved SET TABLESPACE pg_default; ALTER INDEX moved_id SET TABLESPACE pg_default;",
+    );
     server.sql("DROP TABLESPACE inner0");
 }
 
@@ -99,6 +102,8 @@ fn relation_changes(step: u32) -> String {
 pub(crate) fn restarts_with_other_settings(primary: &Primary) {
     let server = &primary.server;
     server.script("postgres", CONTENT);
+    // Rows that nothing else waits for.
+    server.sql("CREATE TABLE held_over AS SELECT generate_series(1, 100) AS id, 0 AS n");
     let settings: [&[&str]; 8] = [
         &["wal_log_hints = on"],
         &["track_commit_timestamp = on", "wal_log_hints = off"],
@@ -113,13 +118,15 @@ pub(crate) fn restarts_with_other_settings(primary: &Primary) {
         server.script("postgres", &changes(step));
         server.script(
             "postgres",
-            &format!("BEGIN; UPDATE t SET n = {step} WHERE id < 9; PREPARE TRANSACTION 'kept{step}';"),
+            &format!(
+                "BEGIN; UPDATE held_over SET n = {step} WHERE id < 9; PREPARE TRANSACTION 'over{step}';"
+            ),
         );
         server.configure(lines);
         server.stop(if step % 2 == 0 { StopMode::Immediate } else { StopMode::Fast });
         server.start();
         server.script("postgres", &changes(step + 20));
-        server.sql(&format!("COMMIT PREPARED 'kept{step}'"));
+        server.sql(&format!("COMMIT PREPARED 'over{step}'"));
     }
 }
 
@@ -164,6 +171,10 @@ pub(crate) fn near_wraparound(primary: &Primary) {
     const NEXT_XID: u32 = u32::MAX - 60_000;
     const NEXT_MULTI: u32 = u32::MAX - 1_500;
     const NEXT_OFFSET: u32 = u32::MAX - 2_000;
+    // What is not frozen would lie in the future.
+    primary.server.start();
+    freeze_everything(primary);
+    primary.server.stop(StopMode::Fast);
     let data = primary.server.data();
     pg::run(
         pg::command(pg::bin_dir().join("pg_resetwal"))
@@ -187,7 +198,7 @@ pub(crate) fn near_wraparound(primary: &Primary) {
     }
 }
 
-/// What was frozen at `initdb` lies in the future now: everything is frozen anew, so that the counters can go on.
+/// Everything is frozen anew: from a time that lies in the future by now, the counters could not go on.
 pub(crate) fn freeze_everything(primary: &Primary) {
     primary.server.sql("ALTER DATABASE template0 ALLOW_CONNECTIONS true");
     pg::run(primary.server.client("vacuumdb").args(["--all", "--freeze", "--quiet"]));

@@ -80,7 +80,9 @@ impl Figures {
 /// With `ZENITH_DIFFERENTIAL_KEEP` set, what differs is left in place: the store, the archive, and the two directories
 /// of each LSN.
 pub(crate) fn differential(run: Run, workload: impl FnOnce(&Primary) -> Ran) -> Figures {
-    let options = run.options.conf("checkpoint_timeout = 30s").conf("max_connections = 60");
+    let mut options = PgOptions::default().conf("checkpoint_timeout = 30s").conf("max_connections = 60");
+    options.conf.extend(run.options.conf);
+    let options = PgOptions { conf: options.conf, ..run.options };
     let primary = Primary::create(options);
     (run.before_start)(&primary);
     primary.server.start();

@@ -75,14 +75,20 @@ impl Archived {
     }
 
     /// Up to `count` ends of records and why each was chosen: a third spread evenly over the records, of which the last is
-    /// the end of all; the others right before and right behind a record, those of rare types first, for few others
-    /// reach them.
+    /// the end of all; the others right before and right behind a record, by turns one of those named above and one of
+    /// the rarest type, for few others reach it.
     pub(crate) fn moments(&self, count: usize) -> BTreeMap<Lsn, String> {
         let last = self.ends.len() - 1;
         let even = count.div_ceil(3);
         let even = (1..=even).map(|index| (last * index / even, "in passing".to_owned()));
+        let (mut named, mut rare) = (self.named(), self.rare());
+        let mut turn = false;
+        let awkward = std::iter::from_fn(|| {
+            turn = !turn;
+            if turn { named.next().or_else(|| rare.next()) } else { rare.next().or_else(|| named.next()) }
+        });
         let mut chosen = BTreeMap::new();
-        for (index, why) in even.chain(self.awkward()) {
+        for (index, why) in even.chain(awkward) {
             if chosen.len() < count {
                 chosen.entry(self.ends[index]).or_insert(why);
             }
@@ -90,17 +96,38 @@ impl Archived {
         chosen
     }
 
-    fn awkward(&self) -> impl Iterator<Item = (usize, String)> {
-        let both = BOTH_SIDES.into_iter().filter(|kind| self.types.contains_key(kind));
-        let both = both.flat_map(|kind| [(kind, false), (kind, true)]);
-        let mut rare: Vec<&Type> = self.types.keys().filter(|kind| !BOTH_SIDES.contains(kind)).collect();
-        rare.sort_by_key(|kind| self.types[kind].len());
-        let rare = rare.into_iter().enumerate().map(|(index, kind)| (*kind, index % 2 == 0));
-        both.chain(rare).filter_map(|((rmgr, name), behind)| {
-            let all = &self.types[&(rmgr, name)];
-            let index = all[all.len() / 2];
-            let index = if behind { index } else { index.checked_sub(1)? };
-            Some((index, format!("right {} {rmgr} {name}", if behind { "behind" } else { "before" })))
-        })
+    fn named(&self) -> impl Iterator<Item = (usize, String)> {
+        let known = BOTH_SIDES.into_iter().filter(|kind| self.types.contains_key(kind));
+        known.flat_map(|kind| [self.beside(kind, false), self.beside(kind, true)]).flatten()
     }
+
+    fn rare(&self) -> impl Iterator<Item = (usize, String)> {
+        let mut types: Vec<Type> = self.types.keys().copied().collect();
+        types.retain(|kind| !BOTH_SIDES.contains(kind));
+        types.sort_by_key(|kind| self.types[kind].len());
+        types.into_iter().enumerate().filter_map(|(index, kind)| self.beside(kind, index % 2 == 0))
+    }
+
+    /// One side of the record in the middle of those of a type.
+    fn beside(&self, kind: Type, behind: bool) -> Option<(usize, String)> {
+        let (rmgr, name) = kind;
+        let all = &self.types[&kind];
+        let index = all[all.len() / 2];
+        let (index, side) = if behind { (index, "behind") } else { (index.checked_sub(1)?, "before") };
+        Some((index, format!("right {side} {rmgr} {name}")))
+    }
+}
+
+#[test]
+fn runs_are_compared_on_both_sides_of_checkpoints_beside_rare_records_and_at_their_end() {
+    let mut archived =
+        Archived { ends: (1..=100).map(|index| Lsn(8 * index)).collect(), ..Archived::default() };
+    let shutdown = (RmgrId::XLOG, "CHECKPOINT_SHUTDOWN");
+    let map = (RmgrId::RELMAP, "UPDATE");
+    archived.types = BTreeMap::from([(shutdown, vec![39]), (map, vec![0, 70, 80])]);
+    archived.types.insert((RmgrId::HEAP, "INSERT"), (1..39).chain(40..70).chain(81..100).collect());
+    let chosen: Vec<u64> = archived.moments(6).into_keys().map(|lsn| lsn.0 / 8).collect();
+    // At the half and the end; before and behind the shutdown; behind the map's change; before an insertion.
+    assert_eq!(chosen, [39, 40, 45, 50, 71, 100]);
+    assert_eq!(archived.moments(1).into_keys().last(), Some(Lsn(800)));
 }
