@@ -113,8 +113,12 @@ impl MemoryChange {
                 memory.invalid_pages.entry(key).or_insert(lsn);
             }
             MemoryChange::ForgetFrom(node, fork, block) => {
+                // A transaction may drop thousands of relations: only the fork's own pages are looked at.
                 let gone = Key::rel_block(node, fork, block)..=Key::rel_block(node, fork, u32::MAX);
-                memory.invalid_pages.retain(|key, _| !gone.contains(key));
+                let gone: Vec<Key> = memory.invalid_pages.range(gone).map(|(key, _)| *key).collect();
+                for key in gone {
+                    memory.invalid_pages.remove(&key);
+                }
             }
             MemoryChange::ForgetDatabase(db) => memory.invalid_pages.retain(|key, _| key.db != db),
             MemoryChange::PreInitialized(page) => memory.pre_initialized_offsets_page = page,

@@ -82,6 +82,17 @@ fn a_page_that_does_not_exist_is_refused_outside_the_window_and_remembered_insid
 }
 
 #[test]
+fn a_change_of_a_free_space_map_that_does_not_reach_so_far_is_left_out_and_never_an_error() {
+    let mut state = state();
+    with_size(&mut state, Fork::Fsm, 2);
+    let change = record(RmgrId::GENERIC, 0x00, &[], vec![block(0, Fork::Fsm, 5)]);
+    assert_eq!(step(&change, &mut state), []);
+    without(&mut state, &[Fork::Fsm]);
+    assert_eq!(step(&change, &mut state), []);
+    assert!(changes(&change, &state, OPEN).rows.is_empty() && state.memory.invalid_pages.is_empty());
+}
+
+#[test]
 fn an_applied_image_is_the_page_stamped_with_the_records_end() {
     let mut state = state();
     with_size(&mut state, Fork::Main, 1);
@@ -247,6 +258,16 @@ fn a_truncation_to_more_than_there_is_changes_nothing() {
     with_size(&mut state, Fork::Main, 3);
     without(&mut state, &[Fork::Fsm, Fork::Vm]);
     assert!(step(&smgr_truncate(9, 7), &mut state).is_empty());
+}
+
+/// As redo does (`smgr_redo`): its file may have gone with a later drop.
+#[test]
+fn a_truncation_of_a_relation_that_does_not_exist_creates_it_empty() {
+    let mut state = state();
+    without(&mut state, &[Fork::Main, Fork::Fsm, Fork::Vm]);
+    let rows = step(&smgr_truncate(9, 7), &mut state);
+    assert_eq!(keys(&rows), [Key::rel_size(NODE, Fork::Main)]);
+    assert_eq!(size(&rows, Fork::Main), Some(RelSize::new(END)));
 }
 
 #[test]

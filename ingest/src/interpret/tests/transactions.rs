@@ -49,6 +49,79 @@ fn an_abort_sets_the_other_status_and_drops_what_it_created() {
     assert_eq!(state.rel_size(NODE, Fork::Main).unwrap(), None);
 }
 
+/// As many relations as a large aborted transaction created, beside as many missing pages as a window may remember: were
+/// each relation to look at all of them, this would take minutes.
+#[test]
+fn dropping_thousands_of_relations_takes_time_in_proportion() {
+    const DROPPED: u32 = 20_000;
+    let mut state = state();
+    let node = |rel| RelNode { rel, ..NODE };
+    let dropped: Vec<RelNode> = (100_000..100_000 + DROPPED).map(node).collect();
+    for node in &dropped {
+        for fork in Fork::ALL {
+            let size = (fork == Fork::Main).then(|| RelSize::new(Lsn(1)));
+            state.load_rel_size(*node, fork, size);
+        }
+    }
+    for number in 0..200_000 {
+        let page = Key::rel_block(node(100_000 + number / 5), Fork::Main, number % 5);
+        state.memory.invalid_pages.insert(page, Lsn(1));
+    }
+    let rows = step(&end_of_transaction(0x20, &[], &dropped), &mut state);
+    let gone = rows.iter().filter(|row| row.value == Value::Tombstone).count();
+    assert_eq!(gone, DROPPED as usize);
+    assert_eq!(state.memory.invalid_pages.len(), 100_000, "those of the other relations are still missing");
+}
+
+#[test]
+fn a_prepared_transaction_that_drops_ends_with_its_file_and_the_dropped_forks() {
+    for (info, status) in [(0x30, XactStatus::Committed), (0x40, XactStatus::Aborted)] {
+        let mut state = state();
+        state.two_phase.insert(950);
+        with_size(&mut state, Fork::Main, 3);
+        without(&mut state, &[Fork::Vm, Fork::Fsm, Fork::Init]);
+        let mut main = 77i64.to_le_bytes().to_vec();
+        // XACT_XINFO_HAS_RELFILENODES and XACT_XINFO_HAS_TWOPHASE.
+        main.extend(words(&[0b1_0100, 1, NODE.spc, NODE.db, NODE.rel, 950]));
+        let end = record(RmgrId::XACT, info | 0x80, &main, vec![]);
+        let rows = step(&end, &mut state);
+        assert_eq!(value(&rows, Key::two_phase(950)), Some(&Value::Tombstone));
+        assert_eq!(value(&rows, Key::rel_size(NODE, Fork::Main)), Some(&Value::Tombstone));
+        let page = edit(&rows, Key::slru_page(Slru::Xact, 0, 0));
+        assert_eq!(page, Some(Edit::XactStatus { status, slots: vec![950] }));
+        assert!(state.two_phase.is_empty() && state.rel_size(NODE, Fork::Main).unwrap().is_none());
+        // The same once more, as after a base image whose files are newer: nothing is left to end.
+        let rows = step(&end, &mut state);
+        assert_eq!(value(&rows, Key::two_phase(950)), None);
+    }
+}
+
+/// PREPARE of transaction 950 (`xl_xact_prepare`), without subtransactions.
+fn prepare(gid: &str) -> Record {
+    const HEADER_BYTES: usize = 72;
+    let mut main = vec![0; HEADER_BYTES];
+    main[..4].copy_from_slice(&0x57F9_4534u32.to_le_bytes());
+    main[8..12].copy_from_slice(&950u32.to_le_bytes());
+    main[54..56].copy_from_slice(&(gid.len() as u16 + 1).to_le_bytes());
+    main.extend(gid.bytes().chain([0]));
+    // Aligned, and the record that ends the list.
+    main.resize(main.len().next_multiple_of(8) + 8, 0);
+    let file_length = main.len() as u32 + 4;
+    main[4..8].copy_from_slice(&file_length.to_le_bytes());
+    record(RmgrId::XACT, 0x10, &main, vec![])
+}
+
+/// WAL is sliced from the redo LSN of a base image, whose files are newer.
+#[test]
+fn a_prepared_transaction_that_the_base_image_holds_already_may_be_prepared_again() {
+    let mut state = state();
+    let rows = step(&prepare("later"), &mut state);
+    let file = value(&rows, Key::two_phase(950)).cloned();
+    assert!(matches!(&file, Some(Value::State(_))), "{file:?}");
+    assert_eq!(value(&step(&prepare("later"), &mut state), Key::two_phase(950)).cloned(), file);
+    assert_eq!(state.two_phase.len(), 1);
+}
+
 #[test]
 fn a_status_on_a_page_that_is_gone_begins_it_anew_whole() {
     let mut state = state();
