@@ -24,11 +24,13 @@ export PATH := $(if $(CARGO_HOME),$(CARGO_HOME)/bin:)$(HOME)/.cargo/bin:$(PATH)
 CARGO := umask 022 && cargo
 
 .NOTPARALLEL:
-.PHONY: help setup setup-test build commands demo test lint doc clean
+.PHONY: help setup setup-test build commands demo test fuzz-sql fuzz-kills lint doc clean
 
 help:
 	@echo "make demo   the main job on a folder store: archive, lose a table, restore"
 	@echo "make test   every check and every test"
+	@echo "make fuzz-sql    random workloads beside PostgreSQL's own recovery; SEEDS=10 of them from FIRST=1 on"
+	@echo "make fuzz-kills  commands killed at random moments, and two at once; KILLS=20, FIRST=1"
 	@echo "make build  the commands, in $(CARGO_TARGET_DIR)/debug"
 	@echo "make clean  removes what was built"
 
@@ -52,6 +54,17 @@ test: setup-test lint doc build
 	vendor/minio/start
 	$(CARGO) test --locked --workspace
 	DEMO_SCALE=1 DEMO_LOAD_SECONDS=1 tests/demo/run $(CARGO_TARGET_DIR)/debug
+
+# tests/fuzz-sql/README.md
+export FIRST ?= 1
+export SEEDS ?= 10
+export KILLS ?= 20
+FUZZ_SQL := $(CARGO) test --locked --workspace --test fuzz-sql -- --ignored --nocapture --exact
+fuzz-sql: setup-test build
+	$(FUZZ_SQL) many_seeds_restore_as_postgresql_recovers
+
+fuzz-kills: setup-test build
+	$(FUZZ_SQL) many_kills_lose_nothing
 
 lint: setup
 	cargo fmt --all --check

@@ -56,7 +56,8 @@ pub enum StreamError {
 }
 
 /// The BASE_BACKUP command. WAL from the start to the end of the backup comes with it, so that the base image can
-/// be restored without the archive; the server need not wait until that WAL is archived too.
+/// be restored without the archive; the server need not wait until that WAL is archived too. No TABLESPACE_MAP: with it
+/// the server leaves out all of `pg_tblspc`, tablespaces inside the data directory too (`sendDir`, basebackup.c).
 pub fn command(checkpoint: Checkpoint, max_rate: Option<u32>) -> String {
     let checkpoint = match checkpoint {
         Checkpoint::Fast => "fast",
@@ -64,7 +65,7 @@ pub fn command(checkpoint: Checkpoint, max_rate: Option<u32>) -> String {
     };
     let rate = max_rate.map(|rate| format!(", MAX_RATE {rate}")).unwrap_or_default();
     format!(
-        "BASE_BACKUP (LABEL 'zenith', PROGRESS, CHECKPOINT '{checkpoint}', WAL, WAIT 0{rate}, TABLESPACE_MAP, \
+        "BASE_BACKUP (LABEL 'zenith', PROGRESS, CHECKPOINT '{checkpoint}', WAL, WAIT 0{rate}, \
          VERIFY_CHECKSUMS 1)"
     )
 }

@@ -1,0 +1,55 @@
+//! Random workloads on an archived primary, and random kills of Zenith's commands: whatever happened, what Zenith restores is
+//! what PostgreSQL's own recovery makes of the same WAL. README.md says how to run many.
+
+mod client;
+mod compare;
+mod dice;
+#[path = "../differential/files.rs"]
+mod files;
+mod found;
+mod kills;
+mod plan;
+mod primary;
+mod run;
+mod settings;
+mod sql;
+mod wal;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A number from the environment, which the Makefile sets.
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).map_or(otherwise, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
+}
+
+#[test]
+#[ignore = "minutes: make fuzz-sql SEEDS=10"]
+fn many_seeds_restore_as_postgresql_recovers() {
+    let first = number("FIRST", 1);
+    run::many("fuzz-sql SEEDS=1", first..first + number("SEEDS", 10), run::seed);
+}
+
+#[test]
+#[ignore = "minutes: make fuzz-kills KILLS=20"]
+fn many_kills_lose_nothing() {
+    let (first, wanted) = (number("FIRST", 1), number("KILLS", 20) as usize);
+    let killed = AtomicUsize::new(0);
+    let seeds = (first..).take(wanted).take_while(|_| killed.load(Ordering::Relaxed) < wanted);
+    run::many("fuzz-kills KILLS=1", seeds, |seed| {
+        let counted = kills::seed(seed)?;
+        let sum = killed.fetch_add(counted.killed, Ordering::Relaxed) + counted.killed;
+        Ok(format!("{counted:?}, {sum} killed so far"))
+    });
+}
+
+mod a_seed_restores_as_postgresql_recovers {
+    #[test]
+    fn with_a_crash_and_a_second_base_image() {
+        super::run::seed(4).unwrap();
+    }
+}
+
+#[test]
+fn commands_that_are_killed_and_run_again_and_twice_at_once_lose_nothing() {
+    kills::seed(1).unwrap();
+}

@@ -1,0 +1,78 @@
+//! What a plain archive holds: where records end, and which settings they say the primary had.
+
+use bytes::Bytes;
+use std::path::Path;
+use zenith_pgformat::Lsn;
+use zenith_pgformat::wal::xlog::{self, ParameterChange, XlogRecord};
+use zenith_pgformat::wal::{RmgrId, StreamStart, WalStream};
+use zenith_pgformat::wal_name::{WalFile, WalSegSize};
+
+/// The records between two LSNs.
+pub(crate) struct Archived {
+    ends: Vec<Lsn>,
+    parameters: Vec<(Lsn, ParameterChange)>,
+    full_page_writes: Vec<(Lsn, bool)>,
+}
+
+impl Archived {
+    /// Reads the plain segments of TLI 1 in a folder from `from` on: where records end that do so at or before `to`, and what all
+    /// of them say about settings.
+    pub(crate) fn read(folder: &Path, size: WalSegSize, from: Lsn, to: Lsn) -> Archived {
+        let start =
+            StreamStart { lsn: from, prev: Lsn::INVALID, tli: 1, seg_size: size, system_identifier: 0 };
+        let mut stream = WalStream::new(start);
+        let mut archived =
+            Archived { ends: Vec::new(), parameters: Vec::new(), full_page_writes: Vec::new() };
+        loop {
+            match stream.next().expect("sound WAL") {
+                Some(record) => {
+                    if record.end <= to {
+                        archived.ends.push(record.end);
+                    }
+                    if record.rmgr == RmgrId::XLOG {
+                        match xlog::parse(&record).expect("a sound record") {
+                            XlogRecord::ParameterChange(change) => {
+                                archived.parameters.push((record.end, change))
+                            }
+                            XlogRecord::FpwChange(on) => archived.full_page_writes.push((record.end, on)),
+                            _ => {}
+                        }
+                    }
+                }
+                None => {
+                    let segment = stream.wants();
+                    let name = WalFile::Segment { tli: 1, segment: size.segment_of(segment) }.name(size);
+                    let Ok(bytes) = std::fs::read(folder.join(&name)) else { return archived };
+                    stream.feed(segment, Bytes::from(bytes)).expect("the segment it wants");
+                }
+            }
+        }
+    }
+
+    /// How many records there are.
+    pub(crate) fn records(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// The end of the record so far through all of them. There is always one after it.
+    pub(crate) fn at(&self, share: f64) -> Lsn {
+        let last = self.ends.len() - 1;
+        self.ends[((last as f64 * share) as usize).min(last - 1)]
+    }
+
+    /// Settings that the WAL up to `lsn` says the primary had, after `initial`; the last line of each counts.
+    pub(crate) fn settings_at(&self, lsn: Lsn, initial: &[String]) -> Vec<String> {
+        let mut lines = initial.to_vec();
+        if let Some((_, change)) = self.parameters.iter().rfind(|(end, _)| *end <= lsn) {
+            let level = ["minimal", "replica", "logical"][change.wal_level as usize];
+            lines.push(format!("wal_level = {level}"));
+            lines.push(format!("wal_log_hints = {}", change.wal_log_hints));
+            lines.push(format!("track_commit_timestamp = {}", change.track_commit_timestamp));
+            lines.push(format!("max_connections = {}", change.max_connections));
+        }
+        if let Some((_, on)) = self.full_page_writes.iter().rfind(|(end, _)| *end <= lsn) {
+            lines.push(format!("full_page_writes = {on}"));
+        }
+        lines
+    }
+}
