@@ -39,6 +39,13 @@ impl Chain {
         mirror: Option<TestStore>,
         options: PgOptions,
     ) -> Chain {
+        let chain = Chain::create(store, mirror, options);
+        chain.primary.start();
+        chain
+    }
+
+    /// A primary that was never started and will archive to one or two empty stores.
+    pub(crate) fn create(store: TestStore, mirror: Option<TestStore>, options: PgOptions) -> Chain {
         let plain = pg::server_dir();
         let push = zenith_bin("zenith_push");
         let stores = [Some(&store), mirror.as_ref()];
@@ -55,7 +62,7 @@ impl Chain {
         for (name, value) in stores.iter().flatten().flat_map(|store| store.credentials()) {
             options = options.env(&name, &value);
         }
-        let primary = Pg::start_new(&options);
+        let primary = Pg::create(&options);
         Chain { store, mirror, primary, plain }
     }
 

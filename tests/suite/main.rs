@@ -3,10 +3,13 @@
 mod admin;
 mod bad_input;
 mod debian;
+mod documents;
+mod edges;
 mod harness;
 mod moments;
 mod oracle;
 mod queries;
 mod restore;
+mod synced;
 mod verify;
 mod workload;

@@ -1,7 +1,6 @@
 //! A disk that is soon full.
 
-use crate::minio::when_gone;
-use crate::pg::{give_to_server, server_dir};
+use crate::pg::{give_to_server, server_dir, when_gone};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};

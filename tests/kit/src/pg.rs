@@ -294,6 +294,33 @@ impl Pg {
     }
 }
 
+/// A server that many tests ask: it is stopped, and all of its files are removed, when this process ends, however that
+/// ends.
+pub fn shared_by_all_tests(pg: Pg) -> &'static Pg {
+    let stop = "pid=$(head -n 1 \"$1/postmaster.pid\") && kill -QUIT \"$pid\" && \
+                while kill -0 \"$pid\"; do sleep 0.1; done; rm -rf \"$2\"";
+    let (data, home) = (pg.data.display().to_string(), pg.home.path().display().to_string());
+    // While this pipe is open the server lives.
+    Box::leak(Box::new(when_gone(stop, &[&data, &home])));
+    Box::leak(Box::new(pg))
+}
+
+/// Runs `command` with these arguments once this process is gone, whatever ended it: only then does the pipe that
+/// it reads come to its end.
+#[allow(clippy::zombie_processes, reason = "it outlives this process on purpose")]
+pub(crate) fn when_gone(command: &str, arguments: &[&str]) -> ChildStdin {
+    let script = format!("cat >/dev/null; {command}");
+    let mut reaper = Command::new("setsid")
+        .args(["sh", "-c", &script, "sh"])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("setsid");
+    reaper.stdin.take().expect("its standard input")
+}
+
 /// What psql prints after each piece of SQL; no row looks like it.
 const END_OF_ANSWER: &str = "-- end of answer --";
 
