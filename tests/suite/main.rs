@@ -10,6 +10,5 @@ mod moments;
 mod oracle;
 mod queries;
 mod restore;
-mod synced;
 mod verify;
 mod workload;
