@@ -10,5 +10,6 @@ mod moments;
 mod oracle;
 mod queries;
 mod restore;
+mod synced;
 mod verify;
 mod workload;
