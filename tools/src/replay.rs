@@ -153,7 +153,7 @@ pub async fn write_base_image(
     }
     let mut locations = Vec::new();
     for (key, bytes) in image.states(KeyClass::Tablespace).await? {
-        locations.push((key.spc, in_place(Tablespace::decode(&bytes)?.location)));
+        locations.push((key.spc, Tablespace::decode(&bytes)?.location));
     }
     let placed = tablespaces::place(locations, &options.tablespaces, &root)?;
     tablespaces::make(&target, &placed, &mut undo)?;
@@ -181,11 +181,6 @@ pub async fn write_base_image(
         changes,
         recovery,
     })
-}
-
-/// A tablespace inside the data directory has no place of its own.
-fn in_place(location: String) -> String {
-    if location.starts_with('/') { location } else { String::new() }
 }
 
 /// Directories of databases, their PG_VERSION and relation maps.

@@ -192,6 +192,7 @@ async fn a_fork_anywhere_in_a_page_or_segment_starts_and_recovers() {
     let end = StoppedDirectory::open(primary.data()).expect("stopped cleanly").lsn().0;
     let page = end.next_multiple_of(8192) + 8192;
     let segment = end.next_multiple_of(1 << 20) + (1 << 20);
+    let mut two_segments = 0;
     // Inside a page, between pages, so late that the record or its header crosses, and the same at a segment's end.
     for fork in
         [page + 1000, page, page - 8, page - 64, page + 56, segment, segment - 8, segment - 96, segment + 72]
@@ -205,6 +206,21 @@ async fn a_fork_anywhere_in_a_page_or_segment_starts_and_recovers() {
             records.contains(&format!("CHECKPOINT_SHUTDOWN redo {}; tli 2; prev tli 1", report.checkpoint)),
             "{fork}: {records}"
         );
+        // A segment that the checkpoint filled is archived; the one that the server goes on in is not.
+        let names = |directory: &str, ending: &str| {
+            let found = std::fs::read_dir(pg.data().join(directory)).expect("there");
+            let names = found.map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned());
+            let mut names: Vec<String> = names
+                .filter_map(|name| name.strip_suffix(ending).map(str::to_owned))
+                .filter(|name| name.len() == 24)
+                .collect();
+            names.sort();
+            names
+        };
+        let (mut filled, ready) = (names("pg_wal", ""), names("pg_wal/archive_status", ".ready"));
+        two_segments += filled.len() - 1;
+        filled.pop();
+        assert_eq!(ready, filled, "{fork}");
         pg.start();
         pg.sql("INSERT INTO t SELECT generate_series(101, 3000)");
         pg.stop(StopMode::Immediate);
@@ -212,6 +228,7 @@ async fn a_fork_anywhere_in_a_page_or_segment_starts_and_recovers() {
         assert_eq!(pg.sql("SELECT count(*) FROM t"), "3000", "{fork}");
         pg.stop(StopMode::Fast);
     }
+    assert!(two_segments > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

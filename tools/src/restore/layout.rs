@@ -3,9 +3,9 @@
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::BTreeSet;
 use std::ffi::CString;
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, fchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
@@ -154,14 +154,12 @@ impl Target {
                         path.display()
                     );
                 }
-                undo.empty_again(&path);
+                undo.empty_again(&path).with_context(|| format!("{what} {}", path.display()))?;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                undo.remove(topmost_missing(&path));
-                DirBuilder::new()
-                    .recursive(true)
-                    .mode(0o755)
-                    .create(&path)
+                let topmost = topmost_missing(&path);
+                undo.remove(topmost.clone());
+                self.make_with_parents(&topmost, &path)
                     .with_context(|| format!("making {what} {}", path.display()))?;
             }
             Err(error) => return Err(error).with_context(|| format!("{what} {}", path.display())),
@@ -174,6 +172,14 @@ impl Target {
             }
         }
         Ok(())
+    }
+
+    /// Makes `path` and what is missing above it, from `topmost` on. All of it is the owner's, who has to get there.
+    fn make_with_parents(&self, topmost: &Path, path: &Path) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o755).create(path)?;
+        let Some(owner) = self.owner else { return Ok(()) };
+        let made = path.ancestors().take_while(|made| made.starts_with(topmost));
+        made.into_iter().try_for_each(|made| chown(made, Some(owner.uid), Some(owner.gid)))
     }
 
     /// Makes a directory below the root, and its parents below the root; one that is there already is fine.
@@ -294,8 +300,8 @@ pub(crate) struct Undo {
 enum Made {
     /// A directory that was not there.
     Directory(PathBuf),
-    /// The contents of a directory that was there and empty.
-    Contents(PathBuf),
+    /// The contents of a directory that was there and empty, and whose it was.
+    Contents(PathBuf, Metadata),
 }
 
 impl Undo {
@@ -303,8 +309,10 @@ impl Undo {
         self.made.push(Made::Directory(path));
     }
 
-    fn empty_again(&mut self, path: &Path) {
-        self.made.push(Made::Contents(path.to_path_buf()));
+    fn empty_again(&mut self, path: &Path) -> io::Result<()> {
+        let before = std::fs::metadata(path)?;
+        self.made.push(Made::Contents(path.to_path_buf(), before));
+        Ok(())
     }
 
     /// The restore is complete: nothing will be taken back.
@@ -322,7 +330,7 @@ impl Drop for Undo {
         for made in self.made.drain(..).rev() {
             let (removed, path) = match &made {
                 Made::Directory(path) => (std::fs::remove_dir_all(path), path),
-                Made::Contents(path) => (remove_contents(path), path),
+                Made::Contents(path, before) => (put_back(path, before), path),
             };
             match removed {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -335,6 +343,16 @@ impl Drop for Undo {
             }
         }
     }
+}
+
+/// Empties a directory and gives it back.
+fn put_back(directory: &Path, before: &Metadata) -> io::Result<()> {
+    remove_contents(directory)?;
+    let now = std::fs::metadata(directory)?;
+    if (now.uid(), now.gid()) != (before.uid(), before.gid()) {
+        chown(directory, Some(before.uid()), Some(before.gid()))?;
+    }
+    std::fs::set_permissions(directory, before.permissions())
 }
 
 fn remove_contents(directory: &Path) -> io::Result<()> {
@@ -385,6 +403,7 @@ mod tests {
     #[test]
     fn an_empty_directory_stays_and_is_empty_again_after_a_failure() {
         let home = tempfile::tempdir().expect("temporary directory");
+        std::fs::set_permissions(home.path(), Permissions::from_mode(0o751)).expect("set");
         let target = target(home.path());
         let mut undo = target.undo();
         target.claim(home.path(), "target", &mut undo).expect("takes it");
@@ -393,6 +412,25 @@ mod tests {
         target.link("link", Path::new("/")).expect("links it");
         drop(undo);
         assert_eq!(std::fs::read_dir(home.path()).expect("still there").count(), 0);
+        let mode = std::fs::metadata(home.path()).expect("there").permissions().mode() & 0o777;
+        assert_eq!(mode, 0o751, "as open as it was");
+    }
+
+    #[test]
+    fn directories_made_on_the_way_to_the_target_are_the_owners_too() {
+        let home = tempfile::tempdir().expect("temporary directory");
+        let this = std::fs::metadata(home.path()).expect("there");
+        // Only root may give directories away, and to somebody who exists: here to nobody's number.
+        let uid = if this.uid() == 0 { 65_534 } else { this.uid() };
+        let root = home.path().join("a/b/data");
+        let target = Target::new(&root, false, Some(Owner { uid, gid: this.gid() }), true);
+        let mut undo = target.undo();
+        target.claim(&root, "target", &mut undo).expect("makes it");
+        for made in ["a", "a/b", "a/b/data"] {
+            assert_eq!(std::fs::metadata(home.path().join(made)).expect("there").uid(), uid, "{made}");
+        }
+        assert_eq!(std::fs::metadata(home.path()).expect("there").uid(), this.uid());
+        undo.keep();
     }
 
     #[test]

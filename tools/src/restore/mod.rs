@@ -227,14 +227,25 @@ async fn fill(
     let changes = config::rewrite(&mut prepared.files, &needs, options.host.as_ref(), target.file_mode())?;
     small_files::write_kept(target, &prepared.files)?;
     prepared.timelines.write(target)?;
-    for segment in &prepared.segments {
-        let size = facts.control.wal_segment_size;
-        let name = WalFile::Segment { tli: prepared.tli, segment: segment.number }.name(size);
-        // In its full length, as PostgreSQL does: a full disk is noticed here and not at a commit.
-        target.write(&format!("pg_wal/{name}"), &segment.bytes)?;
-    }
+    write_wal(target, &prepared)?;
     target.write("global/pg_control", &prepared.control)?;
     Ok(report(&prepared, bytes, two_phase, changes))
+}
+
+/// The segments that the fabricated checkpoint lies in, in their full length, as PostgreSQL does: a full disk is noticed here
+/// and not at a commit. One that it fills is ready to be archived: the server goes on in the next one and marks only what it
+/// fills itself.
+fn write_wal(target: &Target, prepared: &Prepared) -> Result<()> {
+    let mut segments = prepared.segments.iter().peekable();
+    while let Some(segment) = segments.next() {
+        let file = WalFile::Segment { tli: prepared.tli, segment: segment.number };
+        let name = file.name(prepared.facts.control.wal_segment_size);
+        target.write(&format!("pg_wal/{name}"), &segment.bytes)?;
+        if segments.peek().is_some() {
+            target.write(&format!("pg_wal/archive_status/{name}.ready"), b"")?;
+        }
+    }
+    Ok(())
 }
 
 fn report(prepared: &Prepared, bytes: u64, two_phase: usize, changes: Vec<Change>) -> Report {

@@ -75,8 +75,9 @@ pub(crate) fn place(
     let mut placed: Vec<Placed> = Vec::new();
     for (oid, old) in tablespaces {
         let mapping = mappings.iter().find(|mapping| clean(&old) == mapping.old);
-        let new =
-            (!old.is_empty()).then(|| mapping.map_or_else(|| clean(&old), |mapping| mapping.new.clone()));
+        // One that is not absolute is inside the data directory (`allow_in_place_tablespaces`).
+        let outside = Path::new(&old).is_absolute();
+        let new = outside.then(|| mapping.map_or_else(|| clean(&old), |mapping| mapping.new.clone()));
         if let Some(new) = &new {
             if let Some(other) = placed.iter().find(|other| other.new.as_ref() == Some(new)) {
                 bail!(
@@ -85,8 +86,15 @@ pub(crate) fn place(
                     new.display()
                 );
             }
-            if new == root || root.starts_with(new) {
+            if root.starts_with(new) {
                 bail!("tablespace {oid} would go to {}, which holds the data directory", new.display());
+            }
+            // Among the files of the server's own: two of one name, and every copy of the directory would hold it twice.
+            if new.starts_with(root) {
+                bail!(
+                    "tablespace {oid} would go to {}, inside the data directory: map it elsewhere with -T {old}=NEW",
+                    new.display()
+                );
             }
         }
         placed.push(Placed { oid, old, new });
@@ -141,6 +149,24 @@ mod tests {
         let error =
             place(vec![(1, "/old".to_owned())], &[mapping], Path::new("/data")).expect_err("mistyped");
         assert!(error.to_string().contains("/old"), "{error}");
+    }
+
+    #[test]
+    fn a_tablespace_does_not_go_among_the_files_of_the_data_directory() {
+        for place_of in ["/data", "/data/base", "/data/mine", "/"] {
+            let error = place(vec![(7, place_of.to_owned())], &[], Path::new("/data")).expect_err(place_of);
+            assert!(
+                error.to_string().starts_with(&format!("tablespace 7 would go to {place_of}")),
+                "{error}"
+            );
+        }
+        assert!(place(vec![(7, "/database".to_owned())], &[], Path::new("/data")).is_ok());
+    }
+
+    #[test]
+    fn a_location_that_is_not_absolute_is_inside_the_data_directory() {
+        let placed = place(vec![(7, "pg_tblspc/7".to_owned())], &[], Path::new("/data")).expect("in place");
+        assert_eq!(placed[0].new, None);
     }
 
     #[test]

@@ -20,6 +20,9 @@ use std::fmt::{self, Write as _};
 use zenith_ingest::base::SmallFile;
 use zenith_ingest::model::Parameters;
 
+/// Longer files are not configuration.
+const CONFIGURATION_MAX: usize = 1 << 20;
+
 /// Something about the configuration that is not as it was.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
 pub struct Change {
@@ -73,7 +76,8 @@ pub(crate) fn rewrite(
         bail!("archive_command must be one line");
     }
     let mut changes = add_missing(kept, mode);
-    let image = kept.iter().filter(|(path, _)| path.ends_with(".conf"));
+    // Any file may be included, whatever its name.
+    let image = kept.iter().filter(|(_, file)| file.content.len() <= CONFIGURATION_MAX);
     let image: BTreeMap<String, String> = image
         .map(|(path, file)| (path.clone(), String::from_utf8_lossy(&file.content).into_owned()))
         .collect();

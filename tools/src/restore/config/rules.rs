@@ -102,6 +102,17 @@ impl Judge<'_> {
                 changes.push(self.change(name, "", why));
             }
         }
+        // Not emptied: these have no empty value.
+        let why = "it belongs to an earlier recovery";
+        if self.value("recovery_target_timeline").is_some_and(|value| value != "latest") {
+            changes.push(self.change("recovery_target_timeline", "latest", why));
+        }
+        if self
+            .value("recovery_min_apply_delay")
+            .is_some_and(|value| !value.trim_start_matches('0').is_empty())
+        {
+            changes.push(self.change("recovery_min_apply_delay", "0", why));
+        }
         if self.needs.subscriptions {
             let why = "subscriptions stay asleep: they would take their changes away from the old server";
             changes.push(self.change("max_logical_replication_workers", "0", why));

@@ -181,3 +181,32 @@ fn a_change_reads_as_a_sentence() {
     };
     assert_eq!(change.to_string(), "ssl = 'off' (was 'on'): no certificate");
 }
+
+#[test]
+fn an_included_file_is_followed_whatever_its_name() {
+    let file = |text: &str| SmallFile { mode: 0o600, content: Bytes::copy_from_slice(text.as_bytes()) };
+    let mut kept = BTreeMap::from([
+        ("postgresql.conf".to_owned(), file("include 'memory.settings'\ninclude 'missing.settings'\n")),
+        ("memory.settings".to_owned(), file("archive_mode = on\nhba_file = '/old/pg_hba.conf'\n")),
+        ("server.key".to_owned(), file("archive_mode = always\n")),
+    ]);
+    let changes = rewrite(&mut kept, &needs(), &Machine::default(), 0o600).expect("valid");
+    let text = |path: &str| String::from_utf8(kept[path].content.to_vec()).expect("text");
+    assert!(text("postgresql.conf").starts_with("include 'memory.settings'\n# not on this server"));
+    assert!(text("memory.settings").contains("# not on this server (zenith_restore): hba_file"));
+    assert_eq!(text("postgresql.auto.conf"), "archive_mode = 'off'\n");
+    assert!(
+        changes.iter().any(|change| change.setting == "archive_mode" && change.was.as_deref() == Some("on"))
+    );
+    assert_eq!(text("server.key"), "archive_mode = always\n");
+}
+
+#[test]
+fn an_earlier_recoverys_timeline_and_delay_do_not_rule_the_next_one() {
+    let conf = "recovery_target_timeline = 'current'\nrecovery_min_apply_delay = '1h'\n";
+    let (auto, changes) = restored(conf, &needs(), &Machine::default());
+    assert_eq!(auto, "recovery_target_timeline = 'latest'\nrecovery_min_apply_delay = '0'\n");
+    assert_eq!(changes, ["recovery_target_timeline", "recovery_min_apply_delay"]);
+    let conf = "recovery_target_timeline = 'latest'\nrecovery_min_apply_delay = 0\n";
+    assert_eq!(restored(conf, &needs(), &Machine::default()).0, "");
+}
