@@ -1,7 +1,11 @@
 //! The command line of `zenith_restore`.
 
+mod child;
+mod describe;
+
+use crate::cli::interrupt::{self, Interruptible};
 use crate::cli::options::SOURCES;
-use crate::cli::{Session, Settings, StoreOptions, exit, output, progress, reading, time, units};
+use crate::cli::{Session, Settings, StoreOptions, exit, output, progress, reading, time};
 use crate::replay::{self, ReplayOptions, ReplayReport};
 use crate::restore::config::{Host, ThisHost};
 use crate::restore::layout::Owner;
@@ -10,17 +14,16 @@ use crate::restore::tablespaces::TablespaceMapping;
 use crate::restore::{self, Options, Progress, Report};
 use crate::restore_wal;
 use anyhow::{Context, bail};
+use child::Child;
 use clap::{Args, Parser, Subcommand};
+use indicatif::ProgressBar;
 use jiff::tz::TimeZone;
-use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
-use zenith_manifest::names::NameError;
-use zenith_manifest::{Ancestor, Identity, SlicedPosition};
 use zenith_pgformat::{Lsn, Xid};
-use zenith_reader::{Resolved, Snapshot, Target};
+use zenith_reader::{Resolved, Target};
 use zenith_store::{Env, TimelineId};
 
 const PROGRAM: &str = "zenith_restore";
@@ -44,6 +47,8 @@ Examples:
 
 Every page is written as it was at the target, so that the server starts with pg_ctl start and replays nothing. The
 directory is on a PostgreSQL timeline of its own and archives nowhere, unless --as gives it a timeline to archive to.
+A restore that fails, or is ended by SIGINT (Ctrl-C) or SIGTERM, exits with 1 and leaves nothing behind: no directory,
+no temporary files, no name of --as.
 
 {SOURCES}")
 )]
@@ -137,20 +142,18 @@ pub fn main() -> ExitCode {
 fn run(store: &StoreOptions, args: &RestoreArgs) -> anyhow::Result<()> {
     let settings = store.resolve()?;
     let env = Env::system();
-    let runtime = exit::runtime(std::thread::available_parallelism().map_or(2, std::num::NonZero::get))?;
+    let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     if args.replay {
-        let replayed = runtime.block_on(replay(&env, &settings, args));
-        runtime.shutdown_background();
-        let (directory, report) = replayed?;
+        let replay = async |work: &Interruptible| replay(&env, &settings, args, work).await;
+        let (directory, report) = interrupt::run(threads, replay)?;
         return if settings.json {
             output::json(&report)
         } else {
-            output::line(describe_replay(&directory, &report).trim_end())
+            output::line(describe::replayed(&directory, &report).trim_end())
         };
     }
-    let restored = runtime.block_on(restore(&env, &settings, args));
-    runtime.shutdown_background();
-    let restored = restored?;
+    let restore = async |work: &Interruptible| restore(&env, &settings, args, work).await;
+    let restored = interrupt::run(threads, restore)?;
     if settings.json {
         output::json(&restored.to_json())
     } else {
@@ -167,83 +170,128 @@ pub struct Restored {
     seconds: f64,
 }
 
-/// Finds the target, says what it is, and writes the directory.
-pub async fn restore(env: &Env, settings: &Settings, args: &RestoreArgs) -> anyhow::Result<Restored> {
+/// Finds the target, says what it is, and writes the directory. Ended by a signal or by a failure, it leaves nothing behind.
+pub async fn restore(
+    env: &Env,
+    settings: &Settings,
+    args: &RestoreArgs,
+    interruptible: &Interruptible,
+) -> anyhow::Result<Restored> {
     let started = env.clock.elapsed();
-    let directory = args.directory.clone().context("-D is missing")?;
-    let tablespaces = mappings(args)?;
-    must_be_empty(&directory)?;
+    let place = Place::of(args)?;
     let session = Session::open(env, settings, false)?;
+    let bar = progress::bytes("restoring", 0);
     let child = match &args.as_name {
-        Some(name) => Some(free_name(&session, name).await?),
+        Some(name) => Some(interruptible.unless_interrupted(Child::new(&session, name)).await?),
         None => None,
     };
-    let mut timeline = reading::open(&session, settings).await?;
+    let scratch = interruptible.scratch();
+    let work = restore_to(&place, &session, settings, args, child.as_ref(), scratch, &bar);
+    let done = interruptible.unless_interrupted(work).await;
+    bar.finish_and_clear();
+    let (resolved, report) = match (done, &child) {
+        (Ok(done), _) => done,
+        (Err(failure), None) => return Err(failure),
+        (Err(failure), Some(child)) => {
+            return Err(child.give_up(interruptible, &session.names, failure).await);
+        }
+    };
+    let seconds = env.clock.elapsed().saturating_sub(started).as_secs_f64();
+    let timeline = child.map(|child| (child.name, child.id));
+    Ok(Restored { directory: place.directory, resolved, report, timeline, seconds })
+}
+
+/// Where a restore goes: known, and found free, before anything is read from the store.
+struct Place {
+    directory: PathBuf,
+    tablespaces: Vec<TablespaceMapping>,
+    owner: Option<Owner>,
+}
+
+impl Place {
+    fn of(args: &RestoreArgs) -> anyhow::Result<Place> {
+        let directory = args.directory.clone().context("-D is missing")?;
+        let mappings = args.tablespace_mapping.iter().map(|text| TablespaceMapping::parse(text));
+        let tablespaces =
+            mappings.collect::<anyhow::Result<Vec<_>>>().map_err(|error| exit::Usage(error.to_string()))?;
+        let owner = Owner::for_process(&args.owner)?;
+        must_be_empty(&directory)?;
+        Ok(Place { directory, tablespaces, owner })
+    }
+}
+
+async fn restore_to(
+    place: &Place,
+    session: &Session,
+    settings: &Settings,
+    args: &RestoreArgs,
+    child: Option<&Child>,
+    scratch: &Path,
+    bar: &ProgressBar,
+) -> anyhow::Result<(Resolved, Report)> {
+    let mut timeline = reading::open_in(session, settings, scratch).await?;
     let target = target(args);
     let up_to = if let Target::Lsn(lsn) = target { Some(lsn) } else { None };
     reading::slice_what_is_not(&mut timeline, up_to).await?;
     let resolved = timeline.resolve(&target).await?;
-    output::say(&describe_target(&resolved));
+    output::say(&describe::target(&resolved));
     let snapshot = timeline.snapshot(resolved.lsn).await?;
     let source = SnapshotSource::new(snapshot.clone(), resolved.last_record).await?;
+    let now = session.env.clock.now().duration_since(UNIX_EPOCH);
     let options = Options {
-        target: directory.clone(),
-        tablespaces,
-        owner: Owner::for_process(&args.owner)?,
+        target: place.directory.clone(),
+        tablespaces: place.tablespaces.clone(),
+        owner: place.owner,
         sync: true,
         parallel: PARALLEL,
         tli: None,
         reason: format!("restored by zenith from timeline {}", timeline.id()),
-        archive_command: child.as_ref().map(|(_, id)| archive_command(settings, *id)).transpose()?,
+        archive_command: child.map(|child| archive_command(settings, child.id)).transpose()?,
         host: Arc::new(ThisHost::new(crate::cli::postgres::library_directory())) as Arc<dyn Host>,
-        now: env.clock.now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs().cast_signed()),
+        now: now.map_or(0, |time| time.as_secs().cast_signed()),
     };
-    let bar = progress::bytes("restoring", 0);
     let shown = |progress: Progress| {
         bar.set_length(progress.total);
         bar.set_position(progress.done);
     };
-    if let Some((name, id)) = &child {
-        create_child(&session, &snapshot, &resolved, timeline.identity(), name, *id).await?;
+    if let Some(child) = child {
+        child.make(&session.names, &snapshot, &resolved).await?;
     }
-    let written = tokio::select! {
-        written = restore::write_directory(&source, &options, &shown) => written,
-        // What was written is removed when the other future is dropped.
-        signal = exit::interrupted() => Err(anyhow::anyhow!("ended by {signal}: what was written is removed")),
-    };
-    bar.finish_and_clear();
-    let report = match (written, &child) {
-        (Ok(report), _) => report,
-        (Err(error), None) => return Err(error),
-        (Err(error), Some((name, id))) => {
-            // Nothing stays behind: the name may be taken again.
-            session
-                .names
-                .tombstone(name, *id)
-                .await
-                .with_context(|| format!("giving up the name \"{name}\""))?;
-            return Err(error);
-        }
-    };
-    let seconds = env.clock.elapsed().saturating_sub(started).as_secs_f64();
-    Ok(Restored { directory, resolved, report, timeline: child, seconds })
+    let report = restore::write_directory(&source, &options, &shown).await?;
+    Ok((resolved, report))
 }
 
-/// Finds the target and writes the newest base image before it, with recovery set up to end there.
+/// Finds the target and writes the newest base image before it, with recovery set up to end there. Ended by a signal or by a
+/// failure, it leaves nothing behind.
 pub async fn replay(
     env: &Env,
     settings: &Settings,
     args: &RestoreArgs,
+    interruptible: &Interruptible,
 ) -> anyhow::Result<(PathBuf, ReplayReport)> {
-    let directory = args.directory.clone().context("-D is missing")?;
-    let tablespaces = mappings(args)?;
-    must_be_empty(&directory)?;
+    let place = Place::of(args)?;
     let session = Session::open(env, settings, false)?;
-    let mut timeline = reading::open(&session, settings).await?;
-    reading::slice_what_is_not(&mut timeline, None).await?;
+    let bar = progress::bytes("writing the base image", 0);
+    let work = replay_to(&place, &session, settings, args, interruptible.scratch(), &bar);
+    let done = interruptible.unless_interrupted(work).await;
+    bar.finish_and_clear();
+    Ok((place.directory, done?))
+}
+
+async fn replay_to(
+    place: &Place,
+    session: &Session,
+    settings: &Settings,
+    args: &RestoreArgs,
+    scratch: &Path,
+    bar: &ProgressBar,
+) -> anyhow::Result<ReplayReport> {
+    let mut timeline = reading::open_in(session, settings, scratch).await?;
     let target = target(args);
+    let up_to = if let Target::Lsn(lsn) = target { Some(lsn) } else { None };
+    reading::slice_what_is_not(&mut timeline, up_to).await?;
     let resolved = timeline.resolve(&target).await?;
-    output::say(&describe_target(&resolved));
+    output::say(&describe::target(&resolved));
     let (home, base) = replay::base_for(&timeline, resolved.lsn)?;
     let recovery_target = match target {
         Target::Latest => Vec::new(),
@@ -255,54 +303,18 @@ pub async fn replay(
         ],
     };
     let options = ReplayOptions {
-        target: directory.clone(),
-        tablespaces,
-        owner: Owner::for_process(&args.owner)?,
+        target: place.directory.clone(),
+        tablespaces: place.tablespaces.clone(),
+        owner: place.owner,
         host: Arc::new(ThisHost::new(crate::cli::postgres::library_directory())) as Arc<dyn Host>,
         restore_command: command_line("zenith_restore", settings, timeline.id(), "%f \"%p\"")?,
         recovery_target,
     };
-    let bar = progress::bytes("writing the base image", 0);
     let shown = |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     };
-    let objects = Arc::clone(&session.store.objects);
-    let written = tokio::select! {
-        written = replay::write_base_image(objects, &home, &base, &options, &shown) => written,
-        signal = exit::interrupted() => Err(anyhow::anyhow!("ended by {signal}: what was written is removed")),
-    };
-    bar.finish_and_clear();
-    Ok((directory, written?))
-}
-
-fn describe_replay(directory: &Path, report: &ReplayReport) -> String {
-    let mut text = format!(
-        "{} holds base image {}: {} in {} forks; recovery begins at {} on TLI {} and is consistent at {}\n",
-        directory.display(),
-        report.base,
-        units::size(report.bytes),
-        report.forks,
-        report.redo,
-        report.tli,
-        report.end,
-    );
-    for (name, value) in &report.recovery {
-        text.push_str(&format!("  {name} = {value}\n"));
-    }
-    for change in &report.changes {
-        text.push_str(&format!("  {change}\n"));
-    }
-    text.push_str(&format!(
-        "start it, and PostgreSQL recovers it: pg_ctl start -D {}\n",
-        directory.display()
-    ));
-    text
-}
-
-fn mappings(args: &RestoreArgs) -> anyhow::Result<Vec<TablespaceMapping>> {
-    let mappings = args.tablespace_mapping.iter().map(|text| TablespaceMapping::parse(text));
-    Ok(mappings.collect::<Result<Vec<_>, _>>().map_err(|error| exit::Usage(error.to_string()))?)
+    replay::write_base_image(Arc::clone(&session.store.objects), &home, &base, &options, &shown).await
 }
 
 fn target(args: &RestoreArgs) -> Target {
@@ -327,36 +339,6 @@ fn must_be_empty(directory: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The name of the new server's timeline, and the id that it will get.
-async fn free_name(session: &Session, name: &str) -> anyhow::Result<(String, TimelineId)> {
-    match session.names.resolve(name).await {
-        Ok(timeline) => bail!("--as {name}: the name belongs to timeline {timeline} already"),
-        Err(NameError::NotFound { .. }) => Ok((name.to_owned(), TimelineId(session.env.ids.fresh()))),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Makes the child timeline at the target, where the new server's own WAL begins.
-async fn create_child(
-    session: &Session,
-    snapshot: &Snapshot,
-    resolved: &Resolved,
-    parent: &Identity,
-    name: &str,
-    id: TimelineId,
-) -> anyhow::Result<()> {
-    let ancestor = Ancestor { timeline: parent.timeline, lsn: resolved.lsn, tli: snapshot.tli() };
-    let identity = Identity { timeline: id, ancestor: Some(ancestor), ..parent.clone() };
-    let start = SlicedPosition {
-        tli: snapshot.tli().saturating_add(1),
-        lsn: resolved.lsn,
-        prev: resolved.last_record.start,
-        state: serde_json::Value::Null,
-    };
-    let created = session.names.create_timeline(name, &identity, Some(start)).await;
-    created.with_context(|| format!("--as {name}"))
-}
-
 /// The `archive_command` of the new server. It names the timeline by its id: a name may be given up and taken again.
 fn archive_command(settings: &Settings, id: TimelineId) -> anyhow::Result<String> {
     command_line("zenith_push", settings, id, "\"%p\"")
@@ -378,68 +360,6 @@ fn command_line(program: &str, settings: &Settings, id: TimelineId, files: &str)
         quote(&settings.store),
         quote(&settings.cluster)
     ))
-}
-
-/// What was chosen, before anything is written.
-fn describe_target(resolved: &Resolved) -> String {
-    let zone = TimeZone::system();
-    let mut text = format!("target: LSN {} on TLI {}", resolved.lsn, resolved.tli);
-    if let Some(at) = resolved.time {
-        text.push_str(&format!(", {}", time::format(at, &zone)));
-    }
-    match &resolved.last_commit {
-        Some(commit) => text.push_str(&format!(
-            "; last transaction in it: {}, committed {}",
-            commit.xid,
-            time::format(commit.time, &zone)
-        )),
-        None => text.push_str("; no transaction has committed since the base image"),
-    }
-    text
-}
-
-impl Restored {
-    fn to_json(&self) -> serde_json::Value {
-        json!({
-            "directory": self.directory,
-            "report": self.report,
-            "time": self.resolved.time.map(|at| time::format(at, &TimeZone::UTC)),
-            "last_xid": self.resolved.last_commit.as_ref().map(|commit| commit.xid),
-            "timeline": self.timeline.as_ref().map(|(name, id)| json!({ "name": name, "id": id.to_string() })),
-            "seconds": self.seconds,
-        })
-    }
-
-    fn describe(&self) -> String {
-        let report = &self.report;
-        let mut text = format!(
-            "{} holds the state at {}: {} in {} forks, on TLI {} (a child of {}), {}\n",
-            self.directory.display(),
-            report.lsn,
-            units::size(report.bytes),
-            report.forks,
-            report.tli,
-            report.parent_tli,
-            units::duration(std::time::Duration::from_secs_f64(self.seconds.max(0.0))),
-        );
-        for (oid, place) in &report.tablespaces {
-            text.push_str(&format!("tablespace {oid}: {}\n", place.display()));
-        }
-        if report.prepared > 0 {
-            text.push_str(&format!("{} prepared transactions wait for their end\n", report.prepared));
-        }
-        if !report.changes.is_empty() {
-            text.push_str("configuration:\n");
-        }
-        for change in &report.changes {
-            text.push_str(&format!("  {change}\n"));
-        }
-        if let Some((name, id)) = &self.timeline {
-            text.push_str(&format!("it archives to its own timeline \"{name}\" ({id})\n"));
-        }
-        text.push_str(&format!("start it: pg_ctl start -D {}\n", self.directory.display()));
-        text
-    }
 }
 
 #[cfg(test)]

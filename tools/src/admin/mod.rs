@@ -7,6 +7,7 @@ pub mod page;
 pub mod relation;
 pub mod status;
 
+use crate::cli::interrupt::{self, Interruptible};
 use crate::cli::options::SOURCES;
 use crate::cli::{StoreOptions, exit};
 use clap::{Parser, Subcommand};
@@ -15,7 +16,18 @@ use zenith_store::Env;
 
 /// Looks into a store: what it holds, which objects, single pages; proves it.
 #[derive(Parser, Debug)]
-#[command(name = "zenith", version, after_help = SOURCES, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "zenith",
+    version,
+    after_help = format!("\
+Examples:
+  zenith status --store file:///srv/zenith
+  zenith page --rel 5/16384 --block 0 --lsn 0/3000148
+
+{SOURCES}"),
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(flatten)]
     store: StoreOptions,
@@ -46,7 +58,10 @@ Examples:
 Examples:
   zenith page --rel 5/16384 --block 0 --lsn 0/3000148
   zenith page --rel base/5/16384 --block 7 --lsn 0/3000148 -o page.bin
-  zenith page --rel 16400/5/2619/vm --block 0 --lsn 0/3000148 --explain")]
+  zenith page --rel 16400/5/2619/vm --block 0 --lsn 0/3000148 --explain
+
+WAL that is not sliced yet is sliced into a temporary folder (TMPDIR), which is removed at the end, and also when SIGINT
+(Ctrl-C) or SIGTERM ends the command, with exit status 1.")]
     Page(page::PageArgs),
     /// Proves that redo of the archived WAL gives the pages that the server had
     #[command(after_help = "\
@@ -60,7 +75,8 @@ the value that the layers hold. Both must give the same page; read from the stor
 the server logged the page after the record (wal_consistency_checking), it must be the server's, but for what redo may
 change (hint bits, unused space). The first differences are listed by LSN, relation and block.
 
-Exit status: 0 no differences, 1 differences or an error, 2 wrong usage.")]
+Exit status: 0 no differences, 1 differences, an error, SIGINT (Ctrl-C) or SIGTERM, 2 wrong usage. No temporary files
+(TMPDIR) stay behind.")]
     Check(check::CheckArgs),
 }
 
@@ -73,14 +89,18 @@ pub fn main() -> ExitCode {
     exit::run("zenith", exit::FAILED, || {
         let settings = cli.store.resolve()?;
         let env = Env::system();
-        let runtime = exit::runtime(2)?;
         match cli.command {
-            Command::Status(args) => runtime.block_on(status::run(&env, &settings, &args)),
+            Command::Status(args) => exit::runtime(2)?.block_on(status::run(&env, &settings, &args)),
             Command::Layers(args) => {
-                runtime.block_on(layers::run(&env, &settings, &args)).map(|()| exit::DONE)
+                exit::runtime(2)?.block_on(layers::run(&env, &settings, &args)).map(|()| exit::DONE)
             }
-            Command::Page(args) => runtime.block_on(page::run(&env, &settings, &args)).map(|()| exit::DONE),
-            Command::Check(args) => runtime.block_on(check::run(&env, &settings, &args)),
+            Command::Page(args) => interrupt::run(2, async |work: &Interruptible| {
+                work.unless_interrupted(page::run(&env, &settings, &args, work.scratch())).await
+            })
+            .map(|()| exit::DONE),
+            Command::Check(args) => interrupt::run(2, async |work: &Interruptible| {
+                work.unless_interrupted(check::run(&env, &settings, &args, work.scratch())).await
+            }),
         }
     })
 }

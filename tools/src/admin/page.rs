@@ -33,10 +33,10 @@ pub struct PageArgs {
     pub explain: bool,
 }
 
-/// Reads the page and prints it.
-pub async fn run(env: &Env, settings: &Settings, args: &PageArgs) -> anyhow::Result<()> {
+/// Reads the page and prints it. Temporary files go below `scratch`.
+pub async fn run(env: &Env, settings: &Settings, args: &PageArgs, scratch: &Path) -> anyhow::Result<()> {
     let session = Session::open(env, settings, false)?;
-    let mut timeline = reading::open(&session, settings).await?;
+    let mut timeline = reading::open_in(&session, settings, scratch).await?;
     reading::slice_what_is_not(&mut timeline, Some(args.lsn)).await?;
     let snapshot = timeline.snapshot(args.lsn).await?;
     let RelationName { node, fork } = args.rel;

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod deadline;
 pub mod exit;
+pub mod interrupt;
 pub mod options;
 pub mod output;
 pub mod postgres;

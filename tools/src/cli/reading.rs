@@ -1,8 +1,9 @@
 //! Opening a timeline for reading, with the WAL that is not sliced yet.
 
 use super::options::{Settings, TimelineChoice};
-use super::output;
 use super::session::Session;
+use super::{output, progress};
+use std::path::Path;
 use zenith_ingest::slicer::Stopped;
 use zenith_pgformat::Lsn;
 use zenith_reader::{ReadError, ReaderOptions, Timeline, TimelineRef};
@@ -10,20 +11,26 @@ use zenith_store::TimelineId;
 
 /// Opens the newest version of the timeline that the settings name. Its working folder is where temporary files go.
 pub async fn open(session: &Session, settings: &Settings) -> Result<Timeline, ReadError> {
+    open_in(session, settings, &std::env::temp_dir()).await
+}
+
+/// As [`open`], with a working folder of one's own.
+pub async fn open_in(session: &Session, settings: &Settings, work_dir: &Path) -> Result<Timeline, ReadError> {
     let which = match &settings.timeline {
         TimelineChoice::Name(name) => TimelineRef::Name(name.clone()),
         TimelineChoice::Id(id) => TimelineRef::Id(*id),
     };
-    Timeline::open(&session.store, &settings.cluster, &which, options(session)).await
+    Timeline::open(&session.store, &settings.cluster, &which, options(session, work_dir)).await
 }
 
 /// Opens the newest version of a timeline by its id.
 pub async fn open_id(session: &Session, cluster: &str, id: TimelineId) -> Result<Timeline, ReadError> {
-    Timeline::open(&session.store, cluster, &TimelineRef::Id(id), options(session)).await
+    let options = options(session, &std::env::temp_dir());
+    Timeline::open(&session.store, cluster, &TimelineRef::Id(id), options).await
 }
 
-fn options(session: &Session) -> ReaderOptions {
-    ReaderOptions { env: session.env.clone(), ..ReaderOptions::new(std::env::temp_dir()) }
+fn options(session: &Session, work_dir: &Path) -> ReaderOptions {
+    ReaderOptions { env: session.env.clone(), ..ReaderOptions::new(work_dir) }
 }
 
 /// Slices archived WAL that the slicer has not reached, into a local folder, and says so.
@@ -34,7 +41,10 @@ pub async fn slice_what_is_not(timeline: &mut Timeline, up_to: Option<Lsn>) -> R
     {
         return Ok(());
     }
-    let tail = timeline.slice_tail(up_to).await?;
+    let bar = progress::spinner("slicing WAL that zenith_slicedice has not reached");
+    let tail = timeline.slice_tail(up_to).await;
+    bar.finish_and_clear();
+    let tail = tail?;
     if tail.to > tail.from {
         output::say(&format!(
             "WAL from {} to {} was archived and not sliced yet: it was sliced here, in a temporary folder \

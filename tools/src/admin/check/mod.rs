@@ -4,6 +4,7 @@ mod print;
 
 use crate::cli::{Session, Settings, Usage, exit, output, progress, reading};
 use clap::Args;
+use std::path::Path;
 use zenith_pgformat::Lsn;
 use zenith_reader::CheckOptions;
 use zenith_reader::consistency::CheckProgress;
@@ -27,15 +28,15 @@ pub struct CheckArgs {
     pub list: usize,
 }
 
-/// Checks and prints what was found; exit status 1 if anything differs.
-pub async fn run(env: &Env, settings: &Settings, args: &CheckArgs) -> anyhow::Result<u8> {
+/// Checks and prints what was found; exit status 1 if anything differs. Temporary files go below `scratch`.
+pub async fn run(env: &Env, settings: &Settings, args: &CheckArgs, scratch: &Path) -> anyhow::Result<u8> {
     if let (Some(from), Some(to)) = (args.from, args.to)
         && from >= to
     {
         return Err(Usage(format!("--from {from} does not lie below --to {to}")).into());
     }
     let session = Session::open(env, settings, false)?;
-    let mut timeline = reading::open(&session, settings).await?;
+    let mut timeline = reading::open_in(&session, settings, scratch).await?;
     if args.to.is_some() {
         reading::slice_what_is_not(&mut timeline, args.to).await?;
     }
