@@ -9,6 +9,7 @@ pub mod get;
 mod http;
 pub mod open;
 mod opened;
+mod owner;
 pub mod paths;
 pub mod probe;
 pub mod put;

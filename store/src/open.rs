@@ -2,7 +2,8 @@
 
 use crate::error::StoreError;
 use crate::http::BoundedConnector;
-use crate::opened::Opened;
+use crate::opened::{Folder, Opened};
+use crate::owner::{Owner, give_directory};
 use crate::settings::{AWS, AZURE, GOOGLE, StoreSettings, belongs_to};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
@@ -122,7 +123,7 @@ fn open_folder(url: &Url, settings: &StoreSettings) -> Result<Store, StoreError>
     })?;
     let object = directory.display().to_string();
     if settings.may_create_folder() {
-        create_synced(&directory).map_err(|e| folder_error(&object, &e))?;
+        create_synced(&directory, settings.owner_of_new_folder()).map_err(|e| folder_error(&object, &e))?;
     }
     match std::fs::metadata(&directory) {
         Ok(found) if found.is_dir() => {}
@@ -138,21 +139,23 @@ fn open_folder(url: &Url, settings: &StoreSettings) -> Result<Store, StoreError>
     let local = LocalFileSystem::new_with_prefix(&directory)
         .map_err(|e| StoreError::from_request(&object, &e))?
         .with_fsync(true);
-    let opened = Opened::new(Arc::new(local.clone()), format!("file://{object}"), Some(local));
+    let owner = Owner::of(&directory).map_err(|e| folder_error(&object, &e))?;
+    let folder = Folder { local: local.clone(), owner };
+    let opened = Opened::new(Arc::new(local), format!("file://{object}"), Some(folder));
     Ok(Store { objects: Arc::new(opened), prefix: Path::default(), kind: StoreKind::Folder(directory) })
 }
 
-/// Creates a directory and those above it, each one synced in its parent (I4).
-fn create_synced(directory: &std::path::Path) -> std::io::Result<()> {
+/// Creates a directory and those above it, each one synced in its parent (I4) and given to `owner`.
+fn create_synced(directory: &std::path::Path, owner: Option<(u32, u32)>) -> std::io::Result<()> {
     if directory.is_dir() {
         return Ok(());
     }
     let parent = directory.parent();
     if let Some(parent) = parent {
-        create_synced(parent)?;
+        create_synced(parent, owner)?;
     }
     match std::fs::create_dir(directory) {
-        Ok(()) => {}
+        Ok(()) => owner.map_or(Ok(()), |(uid, gid)| give_directory(directory, uid, gid))?,
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(e) => return Err(e),
     }

@@ -24,6 +24,7 @@ pub struct StoreSettings {
     from_environment: BTreeMap<String, String>,
     from_file: BTreeMap<String, String>,
     create_folder: bool,
+    new_folder_owner: Option<(u32, u32)>,
 }
 
 impl StoreSettings {
@@ -62,6 +63,17 @@ impl StoreSettings {
         self
     }
 
+    /// The user and group, by their numbers, to whom a folder is given that root creates.
+    #[must_use]
+    pub fn new_folder_owner(mut self, uid: u32, gid: u32) -> StoreSettings {
+        self.new_folder_owner = Some((uid, gid));
+        self
+    }
+
+    pub(crate) fn owner_of_new_folder(&self) -> Option<(u32, u32)> {
+        self.new_folder_owner
+    }
+
     pub(crate) fn may_create_folder(&self) -> bool {
         self.create_folder
     }
@@ -80,6 +92,7 @@ impl fmt::Debug for StoreSettings {
             .field("from_environment", &self.from_environment.keys())
             .field("from_file", &self.from_file.keys())
             .field("create_folder", &self.create_folder)
+            .field("new_folder_owner", &self.new_folder_owner)
             .finish()
     }
 }

@@ -83,6 +83,8 @@ pub struct Settings {
     pub config: Option<PathBuf>,
     /// Results are wanted as JSON.
     pub json: bool,
+    /// Run as root: the user that a new folder store is for, if it was named.
+    pub owner: Option<String>,
 }
 
 /// Without the credentials' values.
@@ -129,6 +131,7 @@ impl StoreOptions {
             credentials: file.credentials,
             config: self.config.clone().filter(|path| !path.as_os_str().is_empty()),
             json: self.json,
+            owner: None,
         })
     }
 }

@@ -1,27 +1,62 @@
 //! The store, cluster and timeline that the settings name, opened.
 
 use super::options::{Settings, TimelineChoice};
+use super::output;
+use crate::restore::layout::Owner;
 use anyhow::Context;
+use rustix::process::geteuid;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use zenith_ingest::archive::{ArchiveChain, BranchPoint, WalArchive};
 use zenith_manifest::{Identity, ManifestStore, Names};
 use zenith_pgformat::wal_name::WalSegSize;
-use zenith_store::{ClusterPaths, Env, Store, StoreSettings, TimelineId, TimelinePaths};
+use zenith_store::{ClusterPaths, Env, Store, StoreKind, StoreSettings, TimelineId, TimelinePaths};
 
 /// More ancestors than this are a damaged store.
 const ANCESTORS_MAX: usize = 64;
+/// The user that packages of PostgreSQL make for servers (DESIGN.md §7).
+const SERVER_USER: &str = "postgres";
 
 impl Settings {
     /// Opens the store; a writer creates the directory of a folder store. No request is sent yet.
     pub fn open_store(&self, create_folder: bool) -> anyhow::Result<Store> {
-        let settings = self
+        let mut settings = self
             .credentials
             .iter()
             .fold(StoreSettings::from_environment(), |settings, (name, value)| {
                 settings.set(name, value.as_str())
             })
             .create_folder(create_folder);
-        Ok(Store::open(&self.store, &settings)?)
+        if create_folder && let Some(owner) = self.owner_of_new_folder()? {
+            settings = settings.new_folder_owner(owner.uid, owner.gid);
+        }
+        let store = Store::open(&self.store, &settings)?;
+        if create_folder && let StoreKind::Folder(folder) = &store.kind {
+            warn_of_roots_folder(folder, self.owner.as_deref().unwrap_or(SERVER_USER));
+        }
+        Ok(store)
+    }
+
+    /// Whom a folder is for that root creates; the default is no error where there is no such user.
+    fn owner_of_new_folder(&self) -> anyhow::Result<Option<Owner>> {
+        match &self.owner {
+            Some(name) => Owner::for_process(name),
+            None => Ok(Owner::for_process(SERVER_USER).unwrap_or_default()),
+        }
+    }
+}
+
+/// Root writes everywhere, and would learn only from the server's log that nobody else does.
+fn warn_of_roots_folder(folder: &Path, user: &str) {
+    let writable = |found: Metadata| found.uid() != 0 || found.mode() & 0o022 != 0;
+    if geteuid().is_root() && !std::fs::metadata(folder).is_ok_and(writable) {
+        let folder = folder.display();
+        output::say(&format!(
+            "warning: the folder {folder} belongs to root alone: archive_command, which the server runs as its own user, cannot \
+             write there; give it to that user, as with chown -R {user}: {folder}"
+        ));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{base, wal};
 use crate::cli::options::SOURCES;
-use crate::cli::{StoreOptions, exit, units};
+use crate::cli::{Settings, StoreOptions, exit, units};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,7 +13,12 @@ use zenith_store::Env;
 #[command(
     name = "zenith_push",
     version,
-    after_help = SOURCES,
+    after_help = format!("\
+Examples:
+  archive_command = 'zenith_push wal --store file:///srv/zenith \"%p\"'      in postgresql.conf
+  zenith_push base --store file:///srv/zenith --checkpoint=fast
+
+{SOURCES}"),
     subcommand_required = true,
     arg_required_else_help = true
 )]
@@ -51,7 +56,10 @@ Examples:
   zenith_push base --store s3://backup/pg --from-dir /var/lib/postgresql/15/main
 
 Connection options and PG* variables mean what they mean in pg_basebackup; the role needs REPLICATION. A run that
-was interrupted leaves nothing that anybody reads: run it again."
+was interrupted leaves nothing that anybody reads: run it again.
+
+Run as root with a folder store, what it makes there belongs to the folder's owner, and a folder that it creates to
+--owner: archive_command writes there as the server's user."
     )]
     Base(BaseArgs),
 }
@@ -93,6 +101,9 @@ pub struct BaseArgs {
     /// Create the timeline that --timeline names
     #[arg(long)]
     pub create: bool,
+    /// Run as root: the user that a new folder store is for [default: postgres]
+    #[arg(long, value_name = "USER")]
+    pub owner: Option<String>,
     /// Print help
     #[arg(long, action = clap::ArgAction::Help)]
     pub help: Option<bool>,
@@ -118,7 +129,10 @@ pub fn main() -> ExitCode {
         let env = Env::system();
         match cli.command {
             Command::Wal { path } => wal::run(&env, &cli.store, &path),
-            Command::Base(args) => base::run(&env, &cli.store.resolve()?, &args),
+            Command::Base(args) => {
+                let settings = Settings { owner: args.owner.clone(), ..cli.store.resolve()? };
+                base::run(&env, &settings, &args)
+            }
         }
         .map(|()| exit::DONE)
     })
