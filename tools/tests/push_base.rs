@@ -8,21 +8,28 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
+use zenith_testkit::on_each_store;
 use zenith_testkit::outcome::{ended, fails, said, succeeds};
 use zenith_testkit::pg::{Pg, PgOptions, StopMode, give_to_server, run, server_dir};
+use zenith_testkit::store::{Kind, TestStore};
 
-/// A store in a folder of its own.
+on_each_store!(
+    a_base_image_under_load_registers_and_is_confirmed_by_its_archived_wal,
+    a_killed_run_registers_nothing_and_the_next_one_succeeds,
+    a_stopped_directory_is_taken_and_any_other_is_refused_with_the_remedy,
+    a_page_that_fails_its_checksum_is_refused_by_relation_and_block,
+    a_standby_another_cluster_and_minimal_wal_are_refused,
+);
+
+/// A store, and a folder for other things.
 struct Place {
+    store: TestStore,
     folder: TempDir,
 }
 
 impl Place {
-    fn new() -> Place {
-        Place { folder: server_dir() }
-    }
-
-    fn url(&self) -> String {
-        format!("file://{}", self.folder.path().join("store").display())
+    fn new(kind: Kind) -> Place {
+        Place { store: TestStore::new(kind), folder: server_dir() }
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
@@ -31,7 +38,7 @@ impl Place {
         for name in ["ZENITH_STORE", "ZENITH_CLUSTER", "ZENITH_TIMELINE", "ZENITH_CONFIG"] {
             command.env_remove(name);
         }
-        command.args(["--store", &self.url()]).args(arguments);
+        command.args(["--store", &self.store.url()]).args(arguments).envs(self.store.credentials());
         command
     }
 
@@ -60,7 +67,7 @@ impl Place {
 
     fn archive_conf(&self) -> String {
         let push = env!("CARGO_BIN_EXE_zenith_push");
-        format!("archive_command = '{push} wal --store {} \"%p\"'", self.url())
+        format!("archive_command = '{push} wal --store {} \"%p\"'", self.store.url())
     }
 }
 
@@ -73,7 +80,9 @@ fn json(command: &mut Command) -> Value {
 
 /// A server that archives to the place.
 fn archiving(place: &Place, more: PgOptions) -> Pg {
-    Pg::start_new(&more.conf("archive_mode = on").conf(&place.archive_conf()))
+    let options = more.conf("archive_mode = on").conf(&place.archive_conf());
+    let credentials = place.store.credentials().into_iter();
+    Pg::start_new(&credentials.fold(options, |options, (name, value)| options.env(&name, &value)))
 }
 
 fn archive_everything(pg: &Pg) {
@@ -81,9 +90,8 @@ fn archive_everything(pg: &Pg) {
     pg.wait_for(&format!("(SELECT last_archived_wal >= '{last}' FROM pg_stat_archiver)"));
 }
 
-#[test]
-fn a_base_image_under_load_registers_and_is_confirmed_by_its_archived_wal() {
-    let place = Place::new();
+fn a_base_image_under_load_registers_and_is_confirmed_by_its_archived_wal(kind: Kind) {
+    let place = Place::new(kind);
     let pg = archiving(&place, PgOptions::default().initdb("--data-checksums"));
     run(pg.client("pgbench").args(["-i", "-q", "-s", "3"]));
     let spot = place.folder.path().join("spot");
@@ -125,14 +133,13 @@ fn a_base_image_under_load_registers_and_is_confirmed_by_its_archived_wal() {
         .collect();
     assert!(!named.is_empty());
     for object in named {
-        assert!(place.folder.path().join("store").join(object).is_file(), "{object}");
+        assert!(place.store.list("main/").iter().any(|stored| object.ends_with(stored)), "{object}");
     }
     json(&mut place.command(env!("CARGO_BIN_EXE_zenith"), &["status", "--json", "--max-age", "1h"]));
 }
 
-#[test]
-fn a_killed_run_registers_nothing_and_the_next_one_succeeds() {
-    let place = Place::new();
+fn a_killed_run_registers_nothing_and_the_next_one_succeeds(kind: Kind) {
+    let place = Place::new(kind);
     let pg = archiving(&place, PgOptions::default());
     let mut killed = place.base(&pg, &["--max-rate", "1M"]).stderr(Stdio::null()).spawn().expect("started");
     pg.wait_for("EXISTS (SELECT FROM pg_stat_progress_basebackup WHERE backup_streamed > 2000000)");
@@ -155,9 +162,8 @@ fn a_killed_run_registers_nothing_and_the_next_one_succeeds() {
     assert_eq!(place.status()["base_images"].as_array().map(Vec::len), Some(1));
 }
 
-#[test]
-fn a_stopped_directory_is_taken_and_any_other_is_refused_with_the_remedy() {
-    let place = Place::new();
+fn a_stopped_directory_is_taken_and_any_other_is_refused_with_the_remedy(kind: Kind) {
+    let place = Place::new(kind);
     let pg = Pg::start_new(&PgOptions::default().initdb("--data-checksums"));
     pg.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) g");
     fails(&ended(&mut place.base_from_dir(pg.data())), &["postmaster.pid", "pg_ctl stop"]);
@@ -187,9 +193,8 @@ fn a_stopped_directory_is_taken_and_any_other_is_refused_with_the_remedy() {
     fails(&ended(&mut place.base_from_dir(pg.data())), &["backup_label"]);
 }
 
-#[test]
-fn a_page_that_fails_its_checksum_is_refused_by_relation_and_block() {
-    let place = Place::new();
+fn a_page_that_fails_its_checksum_is_refused_by_relation_and_block(kind: Kind) {
+    let place = Place::new(kind);
     let pg = Pg::start_new(&PgOptions::default().initdb("--data-checksums"));
     pg.sql("CREATE TABLE t AS SELECT generate_series(1, 10000) g");
     let path = pg.sql("SELECT pg_relation_filepath('t')");
@@ -202,9 +207,8 @@ fn a_page_that_fails_its_checksum_is_refused_by_relation_and_block() {
     assert_eq!(place.status()["base_images"].as_array().map(Vec::len), Some(0));
 }
 
-#[test]
-fn a_standby_another_cluster_and_minimal_wal_are_refused() {
-    let place = Place::new();
+fn a_standby_another_cluster_and_minimal_wal_are_refused(kind: Kind) {
+    let place = Place::new(kind);
     let pg = archiving(&place, PgOptions::default());
     json(&mut place.base(&pg, &["--json"]));
 
@@ -264,19 +268,19 @@ fn a_server_of_another_version_is_refused_by_its_number() {
         let _ = socket.read_to_end(&mut rest);
         rest
     });
-    let place = Place::new();
+    let place = Place::new(Kind::Folder);
     let port = port.to_string();
     let program = env!("CARGO_BIN_EXE_zenith_push");
     let mut push = place.command(program, &["base", "-h", "127.0.0.1", "-p", &port, "-U", "x", "-w"]);
     fails(&ended(&mut push), &["PostgreSQL 14.11", "15"]);
     // Not one command was sent: Terminate alone.
     assert_eq!(stub.join().expect("the stub"), b"X\0\0\0\x04");
-    assert!(!place.folder.path().join("store/main").exists());
+    assert_eq!(place.store.list(""), Vec::<String>::new());
 }
 
 #[test]
 fn a_page_read_back_is_the_servers_page() {
-    let place = Place::new();
+    let place = Place::new(Kind::Folder);
     let pg = archiving(&place, PgOptions::default().initdb("--data-checksums"));
     pg.sql("CREATE TABLE t (g int); INSERT INTO t SELECT generate_series(1, 1000)");
     json(&mut place.base(&pg, &["--json"]));
@@ -308,7 +312,7 @@ fn a_page_read_back_is_the_servers_page() {
 
 #[test]
 fn a_slicer_that_follows_keeps_up_and_ends_when_it_is_told_or_fenced() {
-    let place = Place::new();
+    let place = Place::new(Kind::Folder);
     let pg = archiving(&place, PgOptions::default());
     let follow = || {
         let mut slicer = place.command(env!("CARGO_BIN_EXE_zenith_slicedice"), &["--json", "--follow"]);
@@ -345,12 +349,12 @@ fn a_slicer_that_follows_keeps_up_and_ends_when_it_is_told_or_fenced() {
 
 #[test]
 fn output_that_nobody_reads_is_no_error() {
-    let place = Place::new();
-    std::fs::create_dir(place.folder.path().join("store")).expect("made");
+    let place = Place::new(Kind::Folder);
+    place.store.put("elsewhere", b"so that there is a store");
     let script = format!(
         "set -o pipefail; '{}' --store '{}' status | true",
         env!("CARGO_BIN_EXE_zenith"),
-        place.url()
+        place.store.url()
     );
     let output = Command::new("bash").args(["-c", &script]).output().expect("bash");
     succeeds(&output);

@@ -15,10 +15,27 @@ use zenith_pgformat::wal::page::{LongHeader, PageHeader};
 use zenith_pgformat::wal_name::{WalFile, WalSegSize};
 use zenith_store::{Clock, ClusterPaths, Env, Store, StoreSettings};
 use zenith_testkit::control::control_file;
+use zenith_testkit::on_each_store;
 use zenith_testkit::outcome::{fails, said, succeeds};
 use zenith_testkit::pg::{Pg, PgOptions, give_to_server, server_dir};
+use zenith_testkit::store::{Kind, TestStore};
 use zenith_tools::cli::{StoreOptions, exit};
 use zenith_tools::{push, restore_wal};
+
+on_each_store!(
+    the_same_file_again_succeeds_and_other_bytes_fail_and_change_nothing,
+    history_backup_and_partial_files_are_protected_too,
+    a_history_or_backup_file_of_another_cluster_is_refused_at_every_push,
+    a_history_file_of_which_nothing_says_whose_it_is_succeeds_only_where_it_is_archived_already,
+    what_is_not_this_clusters_whole_segment_is_refused,
+    a_file_that_would_be_refused_does_not_make_a_timeline,
+    many_at_once_make_one_timeline_and_all_succeed,
+    a_mistyped_timeline_is_an_error_and_is_not_created,
+    restore_command_tells_an_absence_from_a_failure,
+    a_damaged_object_is_named_and_is_no_absence,
+    a_server_archives_by_archive_command,
+    the_first_file_of_a_promoted_server_may_be_its_history,
+);
 
 const SYSTEM_IDENTIFIER: u64 = 7_000_000_000_000_000_001;
 const SEGMENT: u64 = 1 << 20;
@@ -27,14 +44,15 @@ fn size() -> WalSegSize {
     WalSegSize::new(SEGMENT).expect("valid")
 }
 
-/// A folder with a store in it and a data directory beside.
+/// A store and a data directory.
 struct Place {
+    store: TestStore,
     folder: TempDir,
 }
 
 impl Place {
-    fn new() -> Place {
-        let place = Place { folder: server_dir() };
+    fn new(kind: Kind) -> Place {
+        let place = Place { store: TestStore::new(kind), folder: server_dir() };
         place.data_directory("data", SYSTEM_IDENTIFIER);
         place
     }
@@ -50,12 +68,10 @@ impl Place {
         data
     }
 
-    fn url(&self) -> String {
-        format!("file://{}", self.folder.path().join("store").display())
-    }
-
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        command(program, &self.url(), arguments)
+        let mut command = command(program, &self.store.url(), arguments);
+        command.envs(self.store.credentials());
+        command
     }
 
     fn push(&self, file: &Path) -> Output {
@@ -82,8 +98,13 @@ impl Place {
     }
 
     /// The archived content, through the library.
-    async fn archived(&self, file: WalFile) -> Option<Vec<u8>> {
-        let store = Store::open(&self.url(), &StoreSettings::default()).expect("store");
+    fn archived(&self, file: WalFile) -> Option<Vec<u8>> {
+        exit::runtime(0).expect("a runtime").block_on(self.read_archived(file))
+    }
+
+    async fn read_archived(&self, file: WalFile) -> Option<Vec<u8>> {
+        let settings = StoreSettings::from_variables(self.store.credentials());
+        let store = Store::open(&self.store.url(), &settings).expect("store");
         let cluster = ClusterPaths::new(&store.prefix, "main");
         let names = Names::new(Arc::clone(&store.objects), Env::system(), cluster.clone());
         let id = names.resolve("main").await.expect("main");
@@ -121,9 +142,8 @@ fn name(number: u64) -> String {
     WalFile::Segment { tli: 1, segment: number }.name(size())
 }
 
-#[test]
-fn the_same_file_again_succeeds_and_other_bytes_fail_and_change_nothing() {
-    let place = Place::new();
+fn the_same_file_again_succeeds_and_other_bytes_fail_and_change_nothing(kind: Kind) {
+    let place = Place::new(kind);
     let file = place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0));
     succeeds(&place.push(&file));
     succeeds(&place.push(&file));
@@ -135,9 +155,8 @@ fn the_same_file_again_succeeds_and_other_bytes_fail_and_change_nothing() {
     assert_eq!(std::fs::read(&target).expect("fetched"), segment(1, SYSTEM_IDENTIFIER, 0));
 }
 
-#[test]
-fn history_backup_and_partial_files_are_protected_too() {
-    let place = Place::new();
+fn history_backup_and_partial_files_are_protected_too(kind: Kind) {
+    let place = Place::new(kind);
     succeeds(&place.push(&place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0))));
     let backup = WalFile::Backup { tli: 1, segment: 1, offset: 0x28 }.name(size());
     let partial = WalFile::Partial { tli: 1, segment: 2 }.name(size());
@@ -154,9 +173,8 @@ fn history_backup_and_partial_files_are_protected_too() {
     }
 }
 
-#[test]
-fn a_history_or_backup_file_of_another_cluster_is_refused_at_every_push() {
-    let place = Place::new();
+fn a_history_or_backup_file_of_another_cluster_is_refused_at_every_push(kind: Kind) {
+    let place = Place::new(kind);
     succeeds(&place.push(&place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0))));
     let theirs = place.data_directory("theirs", SYSTEM_IDENTIFIER + 1);
     let backup = WalFile::Backup { tli: 1, segment: 1, offset: 0x28 }.name(size());
@@ -180,9 +198,8 @@ fn a_history_or_backup_file_of_another_cluster_is_refused_at_every_push() {
     }
 }
 
-#[test]
-fn a_history_file_of_which_nothing_says_whose_it_is_succeeds_only_where_it_is_archived_already() {
-    let place = Place::new();
+fn a_history_file_of_which_nothing_says_whose_it_is_succeeds_only_where_it_is_archived_already(kind: Kind) {
+    let place = Place::new(kind);
     succeeds(&place.push(&place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0))));
     let content = b"1\t0/180000\tno reason\n";
     let stray = place.stray("00000002.history", content);
@@ -197,9 +214,8 @@ fn a_history_file_of_which_nothing_says_whose_it_is_succeeds_only_where_it_is_ar
     fails(&place.push(&stray), &["00000002.history", "other content"]);
 }
 
-#[test]
-fn what_is_not_this_clusters_whole_segment_is_refused() {
-    let place = Place::new();
+fn what_is_not_this_clusters_whole_segment_is_refused(kind: Kind) {
+    let place = Place::new(kind);
     succeeds(&place.push(&place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0))));
     let foreign = place.file(&name(2), &segment(2, SYSTEM_IDENTIFIER + 1, 0));
     fails(&place.push(&foreign), &[&name(2), "system identifier"]);
@@ -218,19 +234,17 @@ fn what_is_not_this_clusters_whole_segment_is_refused() {
     }
 }
 
-#[test]
-fn a_file_that_would_be_refused_does_not_make_a_timeline() {
-    let place = Place::new();
+fn a_file_that_would_be_refused_does_not_make_a_timeline(kind: Kind) {
+    let place = Place::new(kind);
     fails(&place.push(&place.file(&name(3), &segment(3, SYSTEM_IDENTIFIER, 0)[..8192])), &[&name(3)]);
     fails(&place.push(&place.file(&name(4), b"")), &[&name(4)]);
     fails(&place.push(&place.stray("00000002.history", b"")), &["00000002.history", "zenith_push base"]);
     fails(&place.push(&place.file("00000002.history", b"no history")), &["00000002.history"]);
-    assert!(!place.folder.path().join("store/main/names").exists());
+    assert_eq!(place.store.list("main/names/"), Vec::<String>::new());
 }
 
-#[test]
-fn many_at_once_make_one_timeline_and_all_succeed() {
-    let place = Place::new();
+fn many_at_once_make_one_timeline_and_all_succeed(kind: Kind) {
+    let place = Place::new(kind);
     let files: Vec<PathBuf> =
         (1..=8).map(|number| place.file(&name(number), &segment(number, SYSTEM_IDENTIFIER, 0))).collect();
     // Each file twice: a promoted standby pushes what its primary pushes.
@@ -245,27 +259,25 @@ fn many_at_once_make_one_timeline_and_all_succeed() {
     for child in children {
         succeeds(&child.wait_with_output().expect("ended"));
     }
-    let versions = std::fs::read_dir(place.folder.path().join("store/main/names/main")).expect("named");
-    assert_eq!(versions.count(), 1);
+    assert_eq!(place.store.list("main/names/").len(), 1);
     for number in 1..=8 {
         succeeds(&place.restore(&name(number), &place.folder.path().join("fetched")));
     }
 }
 
-#[test]
-fn a_mistyped_timeline_is_an_error_and_is_not_created() {
-    let place = Place::new();
+fn a_mistyped_timeline_is_an_error_and_is_not_created(kind: Kind) {
+    let place = Place::new(kind);
     let file = place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0));
     succeeds(&place.push(&file));
     let program = env!("CARGO_BIN_EXE_zenith_push");
     let mistyped = place.command(program, &["--timeline", "mian", "wal"]).arg(&file).output();
     fails(&mistyped.expect("started"), &["\"mian\"", "main"]);
-    assert!(!place.folder.path().join("store/main/names/mian").exists());
+    assert_eq!(place.store.list("main/names/mian"), Vec::<String>::new());
 }
 
 #[test]
 fn wrong_usage_exits_with_2_and_for_restore_command_with_255() {
-    let place = Place::new();
+    let place = Place::new(Kind::Folder);
     let push = env!("CARGO_BIN_EXE_zenith_push");
     let restore = env!("CARGO_BIN_EXE_zenith_restore");
     let code = |mut command: Command| command.output().expect("started").status.code();
@@ -283,13 +295,12 @@ fn wrong_usage_exits_with_2_and_for_restore_command_with_255() {
     }
 }
 
-#[test]
-fn restore_command_tells_an_absence_from_a_failure() {
-    let place = Place::new();
+fn restore_command_tells_an_absence_from_a_failure(kind: Kind) {
+    let place = Place::new(kind);
     let target = place.folder.path().join("RECOVERYXLOG");
     // No store at all, then a store without the timeline: neither proves an absence.
     assert_eq!(place.restore(&name(1), &target).status.code(), Some(255));
-    std::fs::create_dir(place.folder.path().join("store")).expect("made");
+    place.store.put("elsewhere", b"so that there is a store");
     assert_eq!(place.restore(&name(1), &target).status.code(), Some(255));
     succeeds(&place.push(&place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0))));
     succeeds(&place.restore(&name(1), &target));
@@ -301,20 +312,14 @@ fn restore_command_tells_an_absence_from_a_failure() {
     assert!(said(&unwritable).contains("RECOVERYXLOG"));
 }
 
-#[test]
-fn a_damaged_object_is_named_and_is_no_absence() {
-    let place = Place::new();
+fn a_damaged_object_is_named_and_is_no_absence(kind: Kind) {
+    let place = Place::new(kind);
     succeeds(&place.push(&place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 5))));
-    let find = Command::new("find")
-        .arg(place.folder.path().join("store"))
-        .args(["-name", &format!("{}.zst", name(1))])
-        .output()
-        .expect("find");
-    let object = PathBuf::from(String::from_utf8_lossy(&find.stdout).trim());
-    let mut bytes = std::fs::read(&object).expect("the object");
+    let object = place.store.only("main/", &format!("{}.zst", name(1)));
+    let mut bytes = place.store.get(&object).to_vec();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0xFF;
-    std::fs::write(&object, &bytes).expect("damaged");
+    place.store.put(&object, &bytes);
     let output = place.restore(&name(1), &place.folder.path().join("RECOVERYXLOG"));
     assert_eq!(output.status.code(), Some(255));
     assert!(said(&output).contains(&name(1)), "{}", said(&output));
@@ -373,7 +378,7 @@ impl Place {
         let pipe = HungFile::new(self.folder.path().join(format!("hung-{number}")));
         let env = Env { clock: pipe.clone(), ..Env::system() };
         let (store, config) = match hangs {
-            Hangs::Configuration => (self.url(), pipe.path.clone()),
+            Hangs::Configuration => (self.store.url(), pipe.path.clone()),
             Hangs::Credentials => {
                 let config = self.folder.path().join(format!("{number}.toml"));
                 let text = format!("[credentials]\ngoogle_service_account = {:?}\n", pipe.path);
@@ -387,7 +392,7 @@ impl Place {
 
 #[test]
 fn a_file_system_that_hangs_is_told_within_the_limit_with_what_was_being_done() {
-    let place = Place::new();
+    let place = Place::new(Kind::Folder);
     let file = place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0));
     let target = place.folder.path().join("RECOVERYXLOG");
     let limit = Duration::from_secs(42);
@@ -420,7 +425,7 @@ fn a_store_that_does_not_answer_is_told_within_a_minute() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
         listener.local_addr().expect("address").port()
     };
-    let place = Place::new();
+    let place = Place::new(Kind::Folder);
     let file = place.file(&name(1), &segment(1, SYSTEM_IDENTIFIER, 0));
     let endpoint = format!("http://127.0.0.1:{port}");
     let start = |program: &str, arguments: &[&str]| {
@@ -445,20 +450,20 @@ fn a_store_that_does_not_answer_is_told_within_a_minute() {
     assert!(env.clock.elapsed().saturating_sub(began).as_secs() < 60);
 }
 
-#[tokio::test]
-async fn a_server_archives_by_archive_command() {
-    let place = Place::new();
+fn a_server_archives_by_archive_command(kind: Kind) {
+    let place = Place::new(kind);
     let archive = format!(
         "archive_command = '{} wal --store {} \"%p\"'",
         env!("CARGO_BIN_EXE_zenith_push"),
-        place.url()
+        place.store.url()
     );
     let options = PgOptions::default()
         .initdb("--wal-segsize=1")
         .conf("archive_mode = on")
         .conf(&archive)
         .conf("wal_keep_size = '64MB'");
-    let pg = Pg::start_new(&options);
+    let credentials = place.store.credentials().into_iter();
+    let pg = Pg::start_new(&credentials.fold(options, |options, (name, value)| options.env(&name, &value)));
     pg.sql("CREATE TABLE t AS SELECT g, repeat('x', 100) FROM generate_series(1, 30000) g");
     let last = pg.sql("SELECT pg_walfile_name(pg_switch_wal())");
     pg.wait_for(&format!("(SELECT last_archived_wal >= '{last}' FROM pg_stat_archiver)"));
@@ -470,21 +475,20 @@ async fn a_server_archives_by_archive_command() {
         let Some(name) = marked.strip_suffix(".done") else { continue };
         let file = WalFile::parse(name, size()).expect("a WAL file");
         let wanted = std::fs::read(pg.data().join("pg_wal").join(name)).expect("kept by wal_keep_size");
-        assert!(place.archived(file).await.as_ref() == Some(&wanted), "{name}");
+        assert!(place.archived(file).as_ref() == Some(&wanted), "{name}");
         checked += 1;
     }
     assert!(checked >= 3, "{checked} files");
 }
 
-#[tokio::test]
-async fn the_first_file_of_a_promoted_server_may_be_its_history() {
-    let place = Place::new();
+fn the_first_file_of_a_promoted_server_may_be_its_history(kind: Kind) {
+    let place = Place::new(kind);
     let pg = Pg::create(&PgOptions::default().initdb("--wal-segsize=1"));
     let history = pg.data().join("pg_wal/00000002.history");
     std::fs::write(&history, b"1\t0/180000\tno reason\n").expect("written");
     give_to_server(&history);
     succeeds(&place.push(&history));
-    let archived = place.archived(WalFile::History { tli: 2 }).await;
+    let archived = place.archived(WalFile::History { tli: 2 });
     assert_eq!(archived.as_deref(), Some(&b"1\t0/180000\tno reason\n"[..]));
     // The server's own segments belong to the timeline that its control file made.
     let files = std::fs::read_dir(pg.data().join("pg_wal")).expect("pg_wal");

@@ -1,14 +1,23 @@
 //! `zenith_restore` as a process, with a server that archives, a base image taken under load, and servers that start on
 //! what was restored.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
-use zenith_testkit::outcome::{fails, succeeds};
+use zenith_testkit::on_each_store;
+use zenith_testkit::outcome::{fails, said, succeeds};
 use zenith_testkit::pg::{Pg, PgOptions, StopMode, give_to_server, run, server_dir};
+use zenith_testkit::store::{Kind, TestStore};
+
+on_each_store!(
+    a_recovering_server_stops_when_the_store_is_gone_and_goes_on_when_it_is_back,
+    a_restored_server_archives_to_its_own_timeline_and_can_be_restored_from_it,
+);
 
 /// A store with the history of one server, which is stopped.
 struct History {
+    store: TestStore,
     folder: TempDir,
     /// Just before the table was dropped.
     before_drop: String,
@@ -19,16 +28,19 @@ struct History {
 const BALANCES: &str = "SELECT sum(abalance), (SELECT count(*) FROM pgbench_history) FROM pgbench_accounts";
 
 impl History {
-    fn record() -> History {
-        let folder = server_dir();
-        let mut history = History { folder, before_drop: String::new(), end: String::new() };
+    fn record(kind: Kind) -> History {
+        let (store, folder) = (TestStore::new(kind), server_dir());
+        let mut history = History { store, folder, before_drop: String::new(), end: String::new() };
         let archive = format!(
             "archive_command = '{} wal --store {} \"%p\"'",
             env!("CARGO_BIN_EXE_zenith_push"),
-            history.url()
+            history.store.url()
         );
-        let options =
+        let mut options =
             PgOptions::default().initdb("--data-checksums").conf("archive_mode = on").conf(&archive);
+        for (name, value) in history.store.credentials() {
+            options = options.env(&name, &value);
+        }
         let pg = Pg::start_new(&options);
         run(pg.client("pgbench").args(["-i", "-q", "-s", "1"]));
         let mut load = pg.client("pgbench");
@@ -58,17 +70,9 @@ impl History {
         history
     }
 
-    fn store(&self) -> PathBuf {
-        self.folder.path().join("store")
-    }
-
     /// Where its tablespace lies.
     fn spot(&self) -> PathBuf {
         self.folder.path().join("spot")
-    }
-
-    fn url(&self) -> String {
-        format!("file://{}", self.store().display())
     }
 
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
@@ -76,7 +80,7 @@ impl History {
         for name in ["ZENITH_STORE", "ZENITH_CLUSTER", "ZENITH_TIMELINE", "ZENITH_CONFIG"] {
             command.env_remove(name);
         }
-        command.args(["--store", &self.url()]).args(arguments);
+        command.args(["--store", &self.store.url()]).args(arguments).envs(self.store.credentials());
         command
     }
 
@@ -90,8 +94,35 @@ impl History {
         let home = server_dir();
         let data = home.path().join("data");
         let mapping = format!("{}={}", self.spot().display(), home.path().join("spot").display());
-        succeeds(&self.restore_to(&data, &[&["-T", &mapping], arguments].concat()));
-        Pg::adopt(home, data)
+        let restored = self.restore_to(&data, &[&["-T", &mapping], arguments].concat());
+        succeeds(&restored);
+        let said = said(&restored);
+        assert!(said.contains("target: LSN ") && said.contains("; last transaction in it: "), "{said}");
+        Pg::adopt(home, data).with_env(self.store.credentials())
+    }
+
+    /// The server while the store is away, by what its commands find there.
+    fn try_start_without_store(&self, pg: Pg) -> (Pg, Result<(), String>) {
+        match &self.store {
+            TestStore::Folder(folder) => {
+                let (here, away) = (folder.path().join("store"), folder.path().join("away"));
+                std::fs::rename(&here, &away).expect("renamed");
+                let started = pg.try_start();
+                std::fs::rename(&away, &here).expect("renamed");
+                (pg, started)
+            }
+            TestStore::Minio(_) => {
+                let free = TcpListener::bind("127.0.0.1:0").expect("bound");
+                let nowhere = format!("http://{}", free.local_addr().expect("an address"));
+                drop(free);
+                let mut credentials = self.store.credentials();
+                credentials.retain(|(name, _)| name != "AWS_ENDPOINT_URL");
+                credentials.push(("AWS_ENDPOINT_URL".to_owned(), nowhere));
+                let pg = pg.with_env(credentials);
+                let started = pg.try_start();
+                (pg.with_env(self.store.credentials()), started)
+            }
+        }
     }
 }
 
@@ -103,7 +134,7 @@ fn recovered(pg: &Pg) {
 
 #[test]
 fn a_dropped_table_is_back_and_every_way_to_the_end_gives_the_same() {
-    let history = History::record();
+    let history = History::record(Kind::Folder);
 
     let before = history.restored(&["--time", &history.before_drop]);
     before.start();
@@ -125,7 +156,7 @@ fn a_dropped_table_is_back_and_every_way_to_the_end_gives_the_same() {
 
 #[test]
 fn targets_that_cannot_be_are_refused_and_leave_nothing_behind() {
-    let history = History::record();
+    let history = History::record(Kind::Folder);
     let place = server_dir();
     let target = place.path().join("data");
     fails(&history.restore_to(&target, &["--lsn", "0/100100"]), &["0/100100", "base image"]);
@@ -143,27 +174,22 @@ fn targets_that_cannot_be_are_refused_and_leave_nothing_behind() {
     assert_eq!(std::fs::read(target.join("precious")).expect("kept"), b"x");
 }
 
-#[test]
-fn a_recovering_server_stops_when_the_store_is_gone_and_goes_on_when_it_is_back() {
-    let history = History::record();
-    let pg = history.restored(&["--replay"]);
-    let away = history.folder.path().join("away");
-    std::fs::rename(history.store(), &away).expect("renamed");
-    let log = pg.try_start().expect_err("recovery must not end early");
+fn a_recovering_server_stops_when_the_store_is_gone_and_goes_on_when_it_is_back(kind: Kind) {
+    let history = History::record(kind);
+    let (pg, started) = history.try_start_without_store(history.restored(&["--replay"]));
+    let log = started.expect_err("recovery must not end early");
     assert!(log.contains("FATAL") && log.contains("zenith_restore: error"), "{log}");
     let histories = std::fs::read_dir(pg.data().join("pg_wal")).expect("pg_wal");
     let promoted = histories.map(|entry| entry.expect("entry").file_name());
     assert_eq!(promoted.filter(|name| name.to_string_lossy().ends_with(".history")).count(), 0);
     assert!(pg.data().join("recovery.signal").exists());
 
-    std::fs::rename(&away, history.store()).expect("renamed");
     recovered(&pg);
     assert_eq!(pg.sql(BALANCES), history.end);
 }
 
-#[test]
-fn a_restored_server_archives_to_its_own_timeline_and_can_be_restored_from_it() {
-    let history = History::record();
+fn a_restored_server_archives_to_its_own_timeline_and_can_be_restored_from_it(kind: Kind) {
+    let history = History::record(kind);
     let pg = history.restored(&["--time", &history.before_drop, "--as", "copy"]);
     pg.start();
     pg.sql("DELETE FROM precious WHERE g > 10");

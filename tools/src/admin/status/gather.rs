@@ -1,7 +1,7 @@
 //! Reading the status of everything in a store.
 
 use crate::cli::{Session, Settings, TimelineChoice, time};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use futures::TryStreamExt;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -170,6 +170,10 @@ pub async fn gather(env: &Env, settings: &Settings) -> anyhow::Result<Status> {
     for cluster in clusters {
         let session = Session::of_cluster(env, store.clone(), &cluster);
         let timelines = timelines(&session, settings).await.with_context(|| format!("cluster {cluster}"))?;
+        if settings.cluster_given && timelines.is_empty() {
+            let there = self::clusters(&store).await?.join(", ");
+            bail!("cluster \"{cluster}\" has no timeline; the store has these clusters: {there}");
+        }
         found.push(ClusterStatus { cluster, timelines });
     }
     Ok(Status { store: settings.store.clone(), clusters: found })
