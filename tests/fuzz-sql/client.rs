@@ -67,13 +67,18 @@ impl Client {
         Client { psql, input, output }
     }
 
-    /// Says it and does not wait. Whether the session still lives is for [`Client::wait`] to find out.
+    /// Says it and waits for its end; `false` once the session has ended.
+    pub(crate) fn says(&mut self, sql: &str) -> bool {
+        self.say(sql);
+        self.wait()
+    }
+
+    /// Says it and does not wait, nor find out whether the session still lives.
     pub(crate) fn say(&mut self, sql: &str) {
         drop(writeln!(self.input, "{sql};\n\\echo '{END_OF_ANSWER}'"));
     }
 
-    /// Waits for the end of what was said; `false` once the session has ended.
-    pub(crate) fn wait(&mut self) -> bool {
+    fn wait(&mut self) -> bool {
         let mut line = String::new();
         loop {
             line.clear();

@@ -42,10 +42,21 @@ fn many_kills_lose_nothing() {
     });
 }
 
-mod a_seed_restores_as_postgresql_recovers {
+/// Few, so that `make test` stays short.
+mod a_random_workload_restores_as_postgresql_recovers {
     #[test]
-    fn with_a_crash_and_a_second_base_image() {
-        super::run::seed(4).unwrap();
+    fn over_a_start_with_other_settings() {
+        super::run::seed(7).unwrap();
+    }
+
+    #[test]
+    fn over_a_killed_postmaster_and_a_second_base_image() {
+        super::run::seed(9).unwrap();
+    }
+
+    #[test]
+    fn on_minio_over_immediate_stops_and_sliced_in_parts() {
+        super::run::seed(18).unwrap();
     }
 }
 

@@ -255,6 +255,18 @@ mod tests {
         assert_ne!(Plan::of(11).steps, Plan::of(12).steps);
     }
 
+    /// `make test` runs these seeds for what its tests' names say.
+    #[test]
+    fn the_seeds_of_the_tests_hold_what_the_tests_are_named_for() {
+        let holds = |seed, wanted: fn(&Step) -> bool| Plan::of(seed).steps.iter().any(wanted);
+        assert!(holds(7, |step| matches!(step, Step::Restart(_))));
+        assert!(holds(9, |step| matches!(step, Step::Crash(Crash::Postmaster, _))));
+        assert!(holds(9, |step| matches!(step, Step::Base(_))));
+        assert!(holds(18, |step| matches!(step, Step::Crash(Crash::Immediate, _))));
+        assert!(holds(18, |step| matches!(step, Step::Slice)));
+        assert_eq!(Plan::of(18).settings.store, zenith_testkit::store::Kind::Minio);
+    }
+
     #[test]
     fn three_hundred_plans_hold_every_kind_of_step_and_setting() {
         let plans: Vec<Plan> = (0..300).map(Plan::of).collect();

@@ -166,8 +166,7 @@ impl Primary {
             Step::Client(number, sql) => {
                 self.said += sql.split("; ").count();
                 let client = &mut self.clients[*number];
-                client.say(sql);
-                assert!(client.wait(), "the session has ended at: {sql}\n{}", self.server.log());
+                assert!(client.says(sql), "the session has ended at: {sql}\n{}", self.server.log());
             }
             Step::Database(database, sql) => {
                 self.said += sql.split("; ").count();
@@ -225,16 +224,12 @@ impl Primary {
                 self.start_again();
             }
             Crash::Backend => {
+                let mut watch = Client::open(&self.server, &self.errors, false, "watch");
+                assert!(watch.says("SELECT 1"), "a session");
                 let pid = self.server.sql("SELECT pid FROM pg_stat_activity WHERE application_name = 'load'");
                 client::kill(&pid);
                 // The postmaster ends every session before it starts anew.
-                let client = &mut self.clients[0];
-                loop {
-                    client.say("SELECT pg_sleep(0.02)");
-                    if !client.wait() {
-                        break;
-                    }
-                }
+                while watch.says("SELECT pg_sleep(0.02)") {}
                 self.server.wait_until_it_answers();
             }
         }
