@@ -144,7 +144,7 @@ mod edge_cases {
     #[test]
     #[ignore = "minutes: make differential"]
     fn databases_and_tablespaces_copied_moved_and_dropped_restore_the_same() {
-        let options = PgOptions::default().initdb("--data-checksums").conf("allow_in_place_tablespaces = on");
+        let options = PgOptions::default().initdb("--data-checksums");
         let run = Run::new("databases and tablespaces", options, 12).checked();
         let run = run.before_base(edges::a_database_in_a_tablespace);
         differential(run, no_cases(edges::databases_and_tablespaces));

@@ -45,7 +45,7 @@ impl Oracle {
         let lines = settings.map(|(name, value)| format!("{name} = '{value}'"));
         server.configure(&lines.each_ref().map(String::as_str));
         server.start();
-        wait_until_promoted(&data);
+        wait_until_promoted(&server);
         server.stop(StopMode::Fast);
         server
     }
@@ -68,7 +68,8 @@ impl Oracle {
 
 /// Waits for the end of recovery by what the postmaster writes (miscinit.c, `PM_STATUS_READY`): a connection, even one
 /// that only asks whether there is a server, reads catalogs and prunes their pages.
-fn wait_until_promoted(data: &Path) {
-    let looks = "for i in $(seq 12000); do grep -q '^ready' \"$0\" && exit 0; sleep 0.05; done; exit 1";
-    pg::run(pg::command("sh").args(["-c", looks]).arg(data.join("postmaster.pid")));
+fn wait_until_promoted(server: &Pg) {
+    let looks = "for i in $(seq 12000); do grep -q '^ready' \"$0\" && exit 0; sleep 0.05; [ -e \"$0\" ] || exit 1; done; exit 1";
+    let waited = pg::command("sh").args(["-c", looks]).arg(server.data().join("postmaster.pid")).status();
+    assert!(waited.expect("sh exists").success(), "it did not come up:\n{}", server.log());
 }

@@ -80,7 +80,9 @@ impl Figures {
 /// With `ZENITH_DIFFERENTIAL_KEEP` set, what differs is left in place: the store, the archive, and the two directories
 /// of each LSN.
 pub(crate) fn differential(run: Run, workload: impl FnOnce(&Primary) -> Ran) -> Figures {
-    let mut options = PgOptions::default().conf("checkpoint_timeout = 30s").conf("max_connections = 60");
+    let options = PgOptions::default().conf("checkpoint_timeout = 30s").conf("max_connections = 60");
+    // Cases turn it on for a session; recovery that ends while such a tablespace exists needs it too.
+    let mut options = options.conf("allow_in_place_tablespaces = on");
     options.conf.extend(run.options.conf);
     let options = PgOptions { conf: options.conf, ..run.options };
     let primary = Primary::create(options);
