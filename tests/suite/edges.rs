@@ -267,6 +267,7 @@ fn databases(primary: &Pg) -> String {
             database,
             &format!("DELETE FROM t WHERE id % 3 = 0; {} VACUUM (FREEZE) t;", fill("t", 501, 700)),
         );
+        primary.script(database, LESS_VISIBLE);
     }
     primary.sql("DROP DATABASE passing");
     folder

@@ -297,8 +297,9 @@ impl Pg {
 /// A server that many tests ask: it is stopped, and all of its files are removed, when this process ends, however that
 /// ends.
 pub fn shared_by_all_tests(pg: Pg) -> &'static Pg {
+    // Its file goes when it ends; a process that nobody reaps does not.
     let stop = "pid=$(head -n 1 \"$1/postmaster.pid\") && kill -QUIT \"$pid\" && \
-                while kill -0 \"$pid\"; do sleep 0.1; done; rm -rf \"$2\"";
+                while [ -e \"$1/postmaster.pid\" ] && kill -0 \"$pid\"; do sleep 0.1; done; rm -rf \"$2\"";
     let (data, home) = (pg.data.display().to_string(), pg.home.path().display().to_string());
     // While this pipe is open the server lives.
     Box::leak(Box::new(when_gone(stop, &[&data, &home])));
