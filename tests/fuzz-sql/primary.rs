@@ -156,8 +156,21 @@ impl Primary {
         let end = self.server.sql(
             "SELECT pg_walfile_name(pg_switch_wal()) FROM pg_logical_emit_message(false, 'fuzz', 'something')",
         );
-        self.server
-            .wait_for(&format!("(SELECT coalesce(last_archived_wal, '') >= '{end}' FROM pg_stat_archiver)"));
+        let newest = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver, pg_sleep(0.05)";
+        // Each time a new connection: after a crash the archiver starts only when the postmaster wakes up for something.
+        let archived = (0..3000).any(|_| self.server.sql(newest) >= end);
+        assert!(archived, "{end} is not archived:\n{}", self.server.log());
+    }
+
+    /// What the archiver said before a file was refused. One that a crash has ended was not.
+    pub(crate) fn refused_to_archive(&self) -> String {
+        let log = self.server.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let refused =
+            (0..lines.len()).filter(|at| lines[*at].contains("archive command failed with exit code"));
+        refused
+            .flat_map(|at| &lines[at.saturating_sub(3)..=at])
+            .fold(String::new(), |all, line| all + line + "\n")
     }
 
     /// Does one step of a plan.

@@ -39,6 +39,10 @@ pub(crate) fn seed(seed: u64) -> Result<String, String> {
         pg::run(&mut primary.zenith("zenith_slicedice", &[]));
     }
 
+    let refused = primary.refused_to_archive();
+    if !refused.is_empty() {
+        return Err(format!("archiving failed:\n{refused}"));
+    }
     let archived = Archived::read(primary.plain(), primary.segment_size(), from, to);
     let oracle = Oracle { primary: &primary, plan: &plan, base: &base, archived: &archived };
     let mut compared = Compared::default();

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use std::path::Path;
 use zenith_pgformat::Lsn;
+use zenith_pgformat::checkpoint::CheckPoint;
 use zenith_pgformat::wal::xlog::{self, ParameterChange, XlogRecord};
 use zenith_pgformat::wal::{RmgrId, StreamStart, WalStream};
 use zenith_pgformat::wal_name::{WalFile, WalSegSize};
@@ -33,6 +34,11 @@ impl Archived {
                         match xlog::parse(&record).expect("a sound record") {
                             XlogRecord::ParameterChange(change) => {
                                 archived.parameters.push((record.end, change))
+                            }
+                            // A start with another value leaves its word only in the next checkpoint.
+                            XlogRecord::CheckpointOnline(bytes) | XlogRecord::CheckpointShutdown(bytes) => {
+                                let checkpoint = CheckPoint::decode(&bytes).expect("a checkpoint");
+                                archived.full_page_writes.push((record.end, checkpoint.full_page_writes));
                             }
                             XlogRecord::FpwChange(on) => archived.full_page_writes.push((record.end, on)),
                             _ => {}
