@@ -173,6 +173,7 @@ pub(crate) fn near_wraparound(primary: &Primary) {
     const NEXT_OFFSET: u32 = u32::MAX - 2_000;
     // What is not frozen would lie in the future.
     primary.server.start();
+    primary.server.sql("ALTER DATABASE template0 ALLOW_CONNECTIONS true");
     freeze_everything(primary);
     primary.server.stop(StopMode::Fast);
     let data = primary.server.data();
@@ -200,7 +201,6 @@ pub(crate) fn near_wraparound(primary: &Primary) {
 
 /// Everything is frozen anew: from a time that lies in the future by now, the counters could not go on.
 pub(crate) fn freeze_everything(primary: &Primary) {
-    primary.server.sql("ALTER DATABASE template0 ALLOW_CONNECTIONS true");
     pg::run(primary.server.client("vacuumdb").args(["--all", "--freeze", "--quiet"]));
 }
 

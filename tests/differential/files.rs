@@ -130,10 +130,12 @@ fn compare_control(ours: &Path, theirs: &Path, found: &mut Vec<String>) {
     };
     let (ours, theirs) = (read(ours), read(theirs));
     // Which database has the oldest transaction is the primary's word after a restart point, and that of the first record
-    // which said so in one recovery: either is right.
+    // which said so in one recovery: either is right. Whether pages are logged whole is the word of the server that wrote
+    // the checkpoint.
     let counters = |control: &ControlFile| CheckPoint {
         oldest_xid_db: 0,
         oldest_multi_db: 0,
+        full_page_writes: true,
         redo: zenith_pgformat::Lsn::INVALID,
         tli: 0,
         prev_tli: 0,

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use zenith_pgformat::Lsn;
+use zenith_pgformat::control::ControlFile;
 use zenith_testkit::pg::{self, Pg, StopMode};
 
 /// A data directory that follows the archive.
@@ -41,9 +42,10 @@ impl Oracle {
         let data = home.path().join("data");
         pg::run(pg::command("cp").arg("-a").arg(&follower).arg(&data));
         let server = Pg::adopt(home, data.clone());
-        let settings = self.settings(server.home(), lsn, "promote");
-        let lines = settings.map(|(name, value)| format!("{name} = '{value}'"));
-        server.configure(&lines.each_ref().map(String::as_str));
+        let settings =
+            self.settings(server.home(), lsn, "promote").into_iter().chain(primary_settings(&data));
+        let lines: Vec<String> = settings.map(|(name, value)| format!("{name} = '{value}'")).collect();
+        server.configure(&lines.iter().map(String::as_str).collect::<Vec<_>>());
         server.start();
         wait_until_promoted(&server);
         server.stop(StopMode::Fast);
@@ -64,6 +66,24 @@ impl Oracle {
             ("unix_socket_directories", socket.display().to_string()),
         ]
     }
+}
+
+/// What the primary last said of its settings (`XLOG_PARAMETER_CHANGE`), as recovery left it in pg_control. A server that
+/// is promoted writes its own there, and forgets commit timestamps where it does not track them.
+fn primary_settings(data: &Path) -> impl Iterator<Item = (&'static str, String)> {
+    let bytes = std::fs::read(data.join("global/pg_control")).expect("pg_control");
+    let control = ControlFile::decode(&bytes).expect("a control file");
+    [
+        ("wal_level", format!("{:?}", control.wal_level).to_lowercase()),
+        ("wal_log_hints", control.wal_log_hints.to_string()),
+        ("track_commit_timestamp", control.track_commit_timestamp.to_string()),
+        ("max_connections", control.max_connections.to_string()),
+        ("max_worker_processes", control.max_worker_processes.to_string()),
+        ("max_wal_senders", control.max_wal_senders.to_string()),
+        ("max_prepared_transactions", control.max_prepared_xacts.to_string()),
+        ("max_locks_per_transaction", control.max_locks_per_xact.to_string()),
+    ]
+    .into_iter()
 }
 
 /// Waits for the end of recovery by what the postmaster writes (miscinit.c, `PM_STATUS_READY`): a connection, even one
