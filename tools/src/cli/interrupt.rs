@@ -1,7 +1,7 @@
 //! Work that a signal may end at any moment, and a folder for its temporary files that goes with it.
 
 use anyhow::Context;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -43,7 +43,8 @@ impl Signals {
 #[derive(Debug)]
 pub struct Interruptible {
     signals: tokio::sync::Mutex<Signals>,
-    scratch: TempDir,
+    scratch: Option<TempDir>,
+    place: PathBuf,
 }
 
 impl Interruptible {
@@ -51,16 +52,15 @@ impl Interruptible {
     pub(crate) fn begin() -> anyhow::Result<Interruptible> {
         // Listened to before there is anything to take back.
         let signals = Signals::listen().context("cannot listen to signals")?;
-        let scratch = tempfile::Builder::new().prefix("zenith-").tempdir().with_context(|| {
-            let place = std::env::temp_dir();
-            format!("cannot make a folder for temporary files in {}: set TMPDIR", place.display())
-        })?;
-        Ok(Interruptible { signals: signals.into(), scratch })
+        // Not every command needs one: where none can be made, whoever needs it says so.
+        let scratch = tempfile::Builder::new().prefix("zenith-").tempdir().ok();
+        let place = scratch.as_ref().map_or_else(std::env::temp_dir, |scratch| scratch.path().to_path_buf());
+        Ok(Interruptible { signals: signals.into(), scratch, place })
     }
 
     /// A folder for temporary files, which goes with the command.
     pub fn scratch(&self) -> &Path {
-        self.scratch.path()
+        &self.place
     }
 
     /// The result of `work`, or [`Interrupted`] once a signal comes: `work` is dropped then, and what it would leave behind
@@ -89,7 +89,7 @@ pub fn run<T>(
     let result = runtime.block_on(async {
         let work_with = Interruptible::begin()?;
         let result = work(&work_with).await;
-        scratch = Some(work_with.scratch);
+        scratch = work_with.scratch;
         result
     });
     // A thread that still writes for work that was dropped would make files in a folder that is being removed.
@@ -135,7 +135,7 @@ mod tests {
         // Two that no other test of this process listens to.
         let (int, term) = (signal(SignalKind::user_defined1()), signal(SignalKind::user_defined2()));
         let signals = Signals { int: int.expect("listens"), term: term.expect("listens") };
-        let work = Interruptible { signals: signals.into(), scratch: TempDir::new().expect("a folder") };
+        let work = Interruptible { signals: signals.into(), scratch: None, place: PathBuf::new() };
         work.unless_interrupted(async { Ok(()) }).await.expect("undisturbed");
         // SAFETY: raise has no preconditions; the signal is listened to, so that it does not end this process.
         assert_eq!(unsafe { libc::raise(libc::SIGUSR2) }, 0);
