@@ -9,8 +9,9 @@ use crate::dice::Dice;
 use crate::plan::{Plan, Step};
 use crate::primary::{Archiving, Primary};
 use crate::wal::Archived;
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -22,14 +23,30 @@ use zenith_testkit::pg::{self, Pg};
 const STEPS: usize = 25;
 
 /// What happened to the commands of a run.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub(crate) struct Counted {
-    /// Killed while they ran.
-    pub(crate) killed: usize,
-    /// Ended before the moment came.
-    pub(crate) missed: usize,
-    /// Pairs at once.
-    pub(crate) pairs: usize,
+    /// How many of each command were killed while they ran.
+    killed: BTreeMap<String, usize>,
+    /// How many had ended before the moment came.
+    missed: usize,
+    /// How many pairs ran at once.
+    pairs: usize,
+}
+
+impl Counted {
+    /// How many were killed.
+    pub(crate) fn killed(&self) -> usize {
+        self.killed.values().sum()
+    }
+
+    /// Adds those of another run.
+    pub(crate) fn add(&mut self, other: &Counted) {
+        for (command, killed) in &other.killed {
+            *self.killed.entry(command.clone()).or_default() += killed;
+        }
+        self.missed += other.missed;
+        self.pairs += other.pairs;
+    }
 }
 
 /// See the module.
@@ -57,8 +74,11 @@ impl Killer {
         let output = child.wait_with_output().expect("it was started");
         let killed = output.status.signal().is_some();
         assert!(killed || output.status.success(), "{command:?}: {}", text(&output));
-        self.counted.killed += usize::from(killed);
-        self.counted.missed += usize::from(!killed);
+        if killed {
+            *self.counted.killed.entry(name(command)).or_default() += 1;
+        } else {
+            self.counted.missed += 1;
+        }
         killed
     }
 
@@ -135,26 +155,45 @@ impl Killer {
             // pg_control comes last: no server starts on less than everything.
             assert!(killed || control, "it said that it was done");
             if control {
-                let same = compare_directories(&home.path().join("data"), whole.data());
-                assert!(same.is_ok(), "{same:?}");
+                is_the_same(&home, &whole);
             }
             empty(&home);
         }
         let other = pg::server_dir();
         let ended = self
             .both(&mut oracle.restore_command(target, &home), &mut oracle.restore_command(target, &other));
-        for output in ended {
-            assert!(output.status.success(), "two restores at once: {}", text(&output));
+        for output in &ended {
+            assert!(output.status.success(), "two restores at once: {}", text(output));
         }
-        let same = compare_directories(&other.path().join("data"), whole.data());
-        assert!(same.is_ok(), "{same:?}");
+        is_the_same(&other, &whole);
+
+        let contested = pg::server_dir();
+        let into_it = || oracle.restore_command(target, &contested);
+        let ended = self.both(&mut into_it(), &mut into_it());
+        let succeeded = ended.iter().filter(|output| output.status.success()).count();
+        let [one, two] = ended.each_ref().map(text);
+        assert_eq!(succeeded, 1, "two restores at once into one directory: {one}\n{two}");
+        is_the_same(&contested, &whole);
         adopt(home)
     }
+}
+
+/// Panics unless `data` below a directory has the pages of a restore that was left alone.
+fn is_the_same(home: &TempDir, whole: &Pg) {
+    let same = compare_directories(&home.path().join("data"), whole.data());
+    assert!(same.is_ok(), "{same:?}");
 }
 
 fn adopt(home: TempDir) -> Pg {
     let data = home.path().join("data");
     Pg::adopt(home, data)
+}
+
+/// `zenith_push wal`, `zenith_restore` …
+fn name(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy();
+    let verb = command.get_args().next().filter(|verb| *verb == "wal" || *verb == "base");
+    verb.map_or_else(|| program.to_string(), |verb| format!("{program} {}", verb.to_string_lossy()))
 }
 
 fn start(command: &mut Command) -> Child {

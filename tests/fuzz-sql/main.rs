@@ -15,7 +15,7 @@ mod settings;
 mod sql;
 mod wal;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
 
 /// A number from the environment, which the Makefile sets.
 fn number(name: &str, otherwise: u64) -> u64 {
@@ -33,12 +33,14 @@ fn many_seeds_restore_as_postgresql_recovers() {
 #[ignore = "minutes: make fuzz-kills KILLS=20"]
 fn many_kills_lose_nothing() {
     let (first, wanted) = (number("FIRST", 1), number("KILLS", 20) as usize);
-    let killed = AtomicUsize::new(0);
-    let seeds = (first..).take(wanted).take_while(|_| killed.load(Ordering::Relaxed) < wanted);
+    let total = Mutex::new(kills::Counted::default());
+    let killed = || total.lock().expect("nothing fails under the lock").killed();
+    let seeds = (first..).take(wanted).take_while(|_| killed() < wanted);
     run::many("fuzz-kills KILLS=1", seeds, |seed| {
         let counted = kills::seed(seed)?;
-        let sum = killed.fetch_add(counted.killed, Ordering::Relaxed) + counted.killed;
-        Ok(format!("{counted:?}, {sum} killed so far"))
+        let mut total = total.lock().expect("nothing fails under the lock");
+        total.add(&counted);
+        Ok(format!("{} killed; so far {} {total:?}", counted.killed(), total.killed()))
     });
 }
 

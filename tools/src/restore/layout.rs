@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::BTreeSet;
 use std::ffi::CString;
-use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
@@ -111,7 +111,7 @@ impl Target {
 
     /// What takes back everything written here, should the restore fail.
     pub(crate) fn undo(&self) -> Undo {
-        Undo { made: Vec::new(), abandoned: Arc::clone(&self.abandoned) }
+        Undo { made: Vec::new(), locks: Vec::new(), abandoned: Arc::clone(&self.abandoned) }
     }
 
     /// To be held by a thread of its own while it writes.
@@ -139,21 +139,14 @@ impl Target {
     }
 
     /// Claims `directory` (below the root, or absolute) as one to write into: makes it, or takes it over when it is
-    /// empty. What has to be undone is noted in `undo` before it is done.
+    /// empty and no other restore has claimed it. What has to be undone is noted in `undo` before it is done.
     pub(crate) fn claim(&self, directory: &Path, what: &str, undo: &mut Undo) -> Result<()> {
         let path = self.path(directory);
         // Every directory that gets a new entry has to be synced, so that a loss of power cannot take the entry back.
         let changed = topmost_missing(&path).parent().map(Path::to_path_buf);
         match std::fs::read_dir(&path) {
-            Ok(mut entries) => {
-                if let Some(entry) = entries.next() {
-                    let name = entry.map(|entry| entry.file_name().to_string_lossy().into_owned());
-                    let name = name.unwrap_or_default();
-                    bail!(
-                        "{what} {} is not empty (there is {name}): choose another place, or empty it",
-                        path.display()
-                    );
-                }
+            Ok(_) => {
+                refuse_contents(&path, what)?;
                 undo.empty_again(&path).with_context(|| format!("{what} {}", path.display()))?;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -164,6 +157,7 @@ impl Target {
             }
             Err(error) => return Err(error).with_context(|| format!("{what} {}", path.display())),
         }
+        undo.lock(&path, what)?;
         self.own_directory(&path)?;
         for ancestor in path.ancestors().skip(1) {
             self.note(ancestor);
@@ -283,6 +277,30 @@ pub(crate) fn explain(error: io::Error, path: &Path) -> anyhow::Error {
     anyhow::Error::new(error).context(message)
 }
 
+/// Refuses a directory that something lies in.
+fn refuse_contents(path: &Path, what: &str) -> Result<()> {
+    let mut entries = std::fs::read_dir(path).with_context(|| format!("{what} {}", path.display()))?;
+    let Some(entry) = entries.next() else { return Ok(()) };
+    let name = entry.map(|entry| entry.file_name().to_string_lossy().into_owned()).unwrap_or_default();
+    bail!("{what} {} is not empty (there is {name}): choose another place, or empty it", path.display());
+}
+
+/// An empty directory, locked. A file system without locks is used without.
+fn lock_empty(path: &Path, what: &str) -> Result<File> {
+    let another = || format!("another restore writes to {what} {}: choose another place", path.display());
+    let directory = File::open(path).with_context(another)?;
+    if let Err(TryLockError::WouldBlock) = directory.try_lock() {
+        bail!(another());
+    }
+    // The one that had it may have taken it back meanwhile.
+    let (locked, named) = (directory.metadata()?, std::fs::metadata(path).with_context(another)?);
+    if (locked.dev(), locked.ino()) != (named.dev(), named.ino()) {
+        bail!(another());
+    }
+    refuse_contents(path, what)?;
+    Ok(directory)
+}
+
 /// The highest directory of `path` that does not exist yet.
 fn topmost_missing(path: &Path) -> PathBuf {
     let missing = path.ancestors().take_while(|ancestor| std::fs::symlink_metadata(ancestor).is_err());
@@ -293,6 +311,8 @@ fn topmost_missing(path: &Path) -> PathBuf {
 #[derive(Debug)]
 pub(crate) struct Undo {
     made: Vec<Made>,
+    /// The directories claimed. They are let go after what was made is taken back, and when the process ends.
+    locks: Vec<File>,
     abandoned: Abandoned,
 }
 
@@ -313,6 +333,21 @@ impl Undo {
         let before = std::fs::metadata(path)?;
         self.made.push(Made::Contents(path.to_path_buf(), before));
         Ok(())
+    }
+
+    /// Keeps other restores out of a directory that was just noted: two that both found it empty must not take back one
+    /// another's files. Where it is another's, the note is dropped.
+    fn lock(&mut self, path: &Path, what: &str) -> Result<()> {
+        match lock_empty(path, what) {
+            Ok(lock) => {
+                self.locks.push(lock);
+                Ok(())
+            }
+            Err(error) => {
+                self.made.pop();
+                Err(error)
+            }
+        }
     }
 
     /// The restore is complete: nothing will be taken back.
@@ -385,6 +420,24 @@ mod tests {
         assert!(error.to_string().contains("mine"), "{error}");
         drop(undo);
         assert!(home.path().join("mine").exists());
+    }
+
+    #[test]
+    fn a_directory_that_another_restore_has_claimed_is_refused_and_untouched() {
+        let home = tempfile::tempdir().expect("temporary directory");
+        let (empty, new) = (home.path().join("empty"), home.path().join("new"));
+        std::fs::create_dir(&empty).expect("a directory");
+        for root in [empty, new] {
+            let (one, other) = (target(&root), target(&root));
+            let (mut undo, mut late) = (one.undo(), other.undo());
+            one.claim(&root, "target", &mut undo).expect("takes it");
+            let error = other.claim(&root, "target", &mut late).expect_err("claimed");
+            assert!(error.to_string().contains("another restore"), "{error}");
+            one.write("PG_VERSION", b"15\n").expect("writes it");
+            drop(late);
+            assert!(root.join("PG_VERSION").exists());
+            undo.keep();
+        }
     }
 
     #[test]
