@@ -1,18 +1,26 @@
 //! What a plain archive holds: where records end, and which settings they say the primary had.
 
 use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use zenith_pgformat::Lsn;
 use zenith_pgformat::checkpoint::CheckPoint;
+use zenith_pgformat::wal::smgr::{self, SmgrRecord};
+use zenith_pgformat::wal::xact::{self, XactRecord};
 use zenith_pgformat::wal::xlog::{self, ParameterChange, XlogRecord};
-use zenith_pgformat::wal::{RmgrId, StreamStart, WalStream};
+use zenith_pgformat::wal::{Record, RmgrId, StreamStart, WalStream};
 use zenith_pgformat::wal_name::{WalFile, WalSegSize};
+use zenith_pgformat::{Fork, Lsn, RelNode, Xid};
 
 /// The records between two LSNs.
+#[derive(Default)]
 pub(crate) struct Archived {
     ends: Vec<Lsn>,
     parameters: Vec<(Lsn, ParameterChange)>,
     full_page_writes: Vec<(Lsn, bool)>,
+    /// Which transaction has made a relation's file.
+    created: BTreeMap<RelNode, Xid>,
+    /// Transactions that committed, aborted or were prepared.
+    ended: BTreeSet<Xid>,
 }
 
 impl Archived {
@@ -22,28 +30,14 @@ impl Archived {
         let start =
             StreamStart { lsn: from, prev: Lsn::INVALID, tli: 1, seg_size: size, system_identifier: 0 };
         let mut stream = WalStream::new(start);
-        let mut archived =
-            Archived { ends: Vec::new(), parameters: Vec::new(), full_page_writes: Vec::new() };
+        let mut archived = Archived::default();
         loop {
             match stream.next().expect("sound WAL") {
                 Some(record) => {
                     if record.end <= to {
                         archived.ends.push(record.end);
                     }
-                    if record.rmgr == RmgrId::XLOG {
-                        match xlog::parse(&record).expect("a sound record") {
-                            XlogRecord::ParameterChange(change) => {
-                                archived.parameters.push((record.end, change))
-                            }
-                            // A start with another value leaves its word only in the next checkpoint.
-                            XlogRecord::CheckpointOnline(bytes) | XlogRecord::CheckpointShutdown(bytes) => {
-                                let checkpoint = CheckPoint::decode(&bytes).expect("a checkpoint");
-                                archived.full_page_writes.push((record.end, checkpoint.full_page_writes));
-                            }
-                            XlogRecord::FpwChange(on) => archived.full_page_writes.push((record.end, on)),
-                            _ => {}
-                        }
-                    }
+                    archived.note(&record);
                 }
                 None => {
                     let segment = stream.wants();
@@ -53,6 +47,43 @@ impl Archived {
                 }
             }
         }
+    }
+
+    fn note(&mut self, record: &Record) {
+        match record.rmgr {
+            RmgrId::XLOG => match xlog::parse(record).expect("a sound record") {
+                XlogRecord::ParameterChange(change) => self.parameters.push((record.end, change)),
+                // A start with another value leaves its word only in the next checkpoint.
+                XlogRecord::CheckpointOnline(bytes) | XlogRecord::CheckpointShutdown(bytes) => {
+                    let checkpoint = CheckPoint::decode(&bytes).expect("a checkpoint");
+                    self.full_page_writes.push((record.end, checkpoint.full_page_writes));
+                }
+                XlogRecord::FpwChange(on) => self.full_page_writes.push((record.end, on)),
+                _ => {}
+            },
+            RmgrId::SMGR => {
+                if let SmgrRecord::Create { node, fork: Fork::Main } =
+                    smgr::parse(record).expect("a sound record")
+                {
+                    self.created.insert(node, record.xid);
+                }
+            }
+            RmgrId::XACT => {
+                let (xid, subxacts) = match xact::parse(record).expect("a sound record") {
+                    XactRecord::Commit(ended) | XactRecord::Abort(ended) => (ended.xid, ended.subxacts),
+                    XactRecord::Prepare(prepared) => (prepared.xid, prepared.subxacts),
+                    _ => return,
+                };
+                self.ended.insert(xid);
+                self.ended.extend(subxacts);
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the WAL never says what became of the transaction that made a relation: a crash came first.
+    pub(crate) fn is_unfinished(&self, node: RelNode) -> bool {
+        self.created.get(&node).is_some_and(|xid| *xid != 0 && !self.ended.contains(xid))
     }
 
     /// How many records there are.
