@@ -98,7 +98,8 @@ fn relation_changes(step: u32) -> String {
     )
 }
 
-/// Restarts, clean and as a crash, with other settings each time.
+/// Restarts, clean and as a crash, with other settings each time. Commit timestamps are not turned off and on again: PostgreSQL's
+/// recovery, begun at the checkpoint in between, keeps those of the first time, and begun before it, it does not.
 pub(crate) fn restarts_with_other_settings(primary: &Primary) {
     let server = &primary.server;
     server.script("postgres", CONTENT);
@@ -108,8 +109,8 @@ pub(crate) fn restarts_with_other_settings(primary: &Primary) {
         &["wal_log_hints = on"],
         &["track_commit_timestamp = on", "wal_log_hints = off"],
         &["full_page_writes = off", "max_connections = 70"],
-        &["wal_level = logical", "track_commit_timestamp = off"],
-        &["full_page_writes = on", "track_commit_timestamp = on", "wal_log_hints = on"],
+        &["wal_level = logical"],
+        &["full_page_writes = on", "wal_log_hints = on"],
         &["max_prepared_transactions = 20", "wal_compression = lz4"],
         &["wal_level = replica", "wal_log_hints = off", "max_locks_per_transaction = 80"],
         &["track_commit_timestamp = off"],

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use zenith_pgformat::checkpoint::CheckPoint;
 use zenith_pgformat::control::ControlFile;
+use zenith_pgformat::slru::xid_precedes;
 use zenith_pgformat::{BLCKSZ, slru};
 
 /// Directories of which every file must be the same, byte for byte.
@@ -133,6 +134,12 @@ fn compare_control(ours: &Path, theirs: &Path, found: &mut Vec<String>) {
     // which said so in one recovery: either is right. Whether pages are logged whole is the word of the server that wrote
     // the checkpoint.
     let counters = |control: &ControlFile| CheckPoint {
+        // Redo does not advance it with a truncation of pg_xact, the server that wrote the record did.
+        oldest_xid: if xid_precedes(theirs.checkpoint_copy.oldest_xid, control.checkpoint_copy.oldest_xid) {
+            theirs.checkpoint_copy.oldest_xid
+        } else {
+            control.checkpoint_copy.oldest_xid
+        },
         oldest_xid_db: 0,
         oldest_multi_db: 0,
         full_page_writes: true,

@@ -101,6 +101,23 @@ fn a_shutdown_checkpoint_is_believed_exactly() {
 }
 
 #[test]
+fn after_a_crash_the_oldest_transaction_is_no_older_than_what_pg_xact_was_cut_to() {
+    let mut state = state();
+    (state.checkpoint.oldest_xid, state.checkpoint.oldest_xid_db) = (850, 9);
+    for info in [0x00, 0x10] {
+        step(&checkpoint_record(info), &mut state);
+        assert_eq!(
+            (state.checkpoint.oldest_xid, state.checkpoint.oldest_xid_db),
+            (850, 9),
+            "info {info:02X}"
+        );
+    }
+    state.checkpoint.oldest_xid = 750;
+    step(&checkpoint_record(0x00), &mut state);
+    assert_eq!((state.checkpoint.oldest_xid, state.checkpoint.oldest_xid_db), (800, 4));
+}
+
+#[test]
 fn the_other_records_of_the_wal_itself_change_what_they_say() {
     let mut state = state();
     step(&record(RmgrId::XLOG, 0x30, &words(&[29_000]), vec![]), &mut state);
