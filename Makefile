@@ -24,11 +24,13 @@ export PATH := $(if $(CARGO_HOME),$(CARGO_HOME)/bin:)$(HOME)/.cargo/bin:$(PATH)
 CARGO := umask 022 && cargo
 
 .NOTPARALLEL:
-.PHONY: help setup setup-test build commands demo test fuzz-sql fuzz-kills lint doc clean
+.PHONY: help setup setup-test build commands demo test differential fuzz fuzz-sql fuzz-kills lint doc clean
 
 help:
 	@echo "make demo   the main job on a folder store: archive, lose a table, restore"
 	@echo "make test   every check and every test"
+	@echo "make differential   PostgreSQL's own suites, restored at many LSNs beside PostgreSQL's own recovery; RUN=name for one"
+	@echo "make fuzz   libFuzzer over every decoder; TARGET=wal_record for one of them, SECONDS=60 for each"
 	@echo "make fuzz-sql    random workloads beside PostgreSQL's own recovery; SEEDS=10 of them from FIRST=1 on"
 	@echo "make fuzz-kills  commands killed at random moments, and two at once; KILLS=20, FIRST=1"
 	@echo "make build  the commands, in $(CARGO_TARGET_DIR)/debug"
@@ -54,6 +56,17 @@ test: setup-test lint doc build
 	vendor/minio/start
 	$(CARGO) test --locked --workspace
 	DEMO_SCALE=1 DEMO_LOAD_SECONDS=1 tests/demo/run $(CARGO_TARGET_DIR)/debug
+
+# An hour and 20 GB of disk: docs/differential.md.
+RUN ?=
+differential: setup-test build
+	$(CARGO) test --locked --workspace --test differential -- --ignored --nocapture --test-threads=1 $(RUN)
+
+TARGET ?= all
+# The shell has a SECONDS of its own.
+FUZZ_SECONDS := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)
+fuzz: setup
+	tests/fuzz/run $(TARGET) $(FUZZ_SECONDS)
 
 # tests/fuzz-sql/README.md
 export FIRST ?= 1
