@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use tempfile::TempDir;
 use zenith_testkit::on_each_store;
 use zenith_testkit::outcome::{ended, fails, said, succeeds};
@@ -101,7 +102,7 @@ fn a_base_image_under_load_registers_and_is_confirmed_by_its_archived_wal(kind: 
     pg.sql("CREATE TABLE elsewhere TABLESPACE spot AS SELECT generate_series(1, 1000) g");
     let mut load = pg.client("pgbench");
     let mut load = load
-        .args(["-n", "-c", "2", "-T", "600"])
+        .args(["-n", "-c", "2", "--rate=200", "-T", "600"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -281,7 +282,8 @@ fn a_server_of_another_version_is_refused_by_its_number() {
 #[test]
 fn a_page_read_back_is_the_servers_page() {
     let place = Place::new(Kind::Folder);
-    let pg = archiving(&place, PgOptions::default().initdb("--data-checksums"));
+    let options = PgOptions::default().initdb("--data-checksums").conf("autovacuum = off");
+    let pg = archiving(&place, options);
     pg.sql("CREATE TABLE t (g int); INSERT INTO t SELECT generate_series(1, 1000)");
     json(&mut place.base(&pg, &["--json"]));
     pg.sql("UPDATE t SET g = g + 1 WHERE g < 10; CHECKPOINT");
@@ -333,10 +335,21 @@ fn a_slicer_that_follows_keeps_up_and_ends_when_it_is_told_or_fenced() {
 
     // A second one takes over: the first is fenced and does not take the role back.
     let mut second = follow();
-    pg.sql("INSERT INTO t SELECT generate_series(1, 1000)");
-    archive_everything(&pg);
-    let mut line = String::new();
-    BufReader::new(second.stdout.take().expect("piped")).read_line(&mut line).expect("a commit");
+    let printed = second.stdout.take().expect("piped");
+    let (told, telling) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        BufReader::new(printed).read_line(&mut line).expect("a commit");
+        told.send(line).expect("awaited");
+    });
+    // What is written before it has taken over is the first one's to commit.
+    let line = loop {
+        pg.sql("INSERT INTO t SELECT generate_series(1, 1000)");
+        archive_everything(&pg);
+        if let Ok(line) = telling.recv_timeout(Duration::from_secs(3)) {
+            break line;
+        }
+    };
     assert!(line.contains("records"), "{line}");
     let fenced = first.wait_with_output().expect("ended");
     assert_eq!(fenced.status.code(), Some(1));
