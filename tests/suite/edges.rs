@@ -24,6 +24,8 @@ struct Edges {
     temporary: String,
     /// The folder of a database that was made by copying files and dropped.
     dropped_database: String,
+    /// Where a multixact had just got the last number of all.
+    at_last_multixact: String,
     /// Where no object had got a number after the wraparound yet.
     before_object_ids_wrap: String,
     /// The start of a checkpoint's record, and a place behind its end.
@@ -90,7 +92,7 @@ impl Edges {
         near_wraparound(primary);
         primary.start();
         let temporary = base_image_in_the_middle(&chain);
-        multixacts_over_the_wraparound(primary);
+        let at_last_multixact = multixacts_over_the_wraparound(primary);
         let before_object_ids_wrap = primary.sql("SELECT pg_current_wal_insert_lsn()");
         primary.sql("SELECT count(lo_create(0)) FROM generate_series(1, 150)");
         relations_that_stay(primary);
@@ -126,6 +128,7 @@ impl Edges {
             dropped_when_prepared,
             temporary,
             dropped_database,
+            at_last_multixact,
             before_object_ids_wrap,
             checkpoint,
             next_xid,
@@ -194,9 +197,12 @@ fn base_image_in_the_middle(chain: &Chain) -> String {
     temporary
 }
 
-/// The last multixact of all and the first ones after it.
-fn multixacts_over_the_wraparound(primary: &Pg) {
-    (2..9).for_each(|id| lock_together(primary, id));
+/// The last multixact of all and the first ones after it; where the last one was there.
+fn multixacts_over_the_wraparound(primary: &Pg) -> String {
+    lock_together(primary, 2);
+    let at_last = primary.sql("SELECT pg_current_wal_insert_lsn()");
+    (3..9).for_each(|id| lock_together(primary, id));
+    at_last
 }
 
 /// Two transactions lock a row: one of them is prepared and goes on holding it.
@@ -410,6 +416,15 @@ fn the_last_multixact_of_all_and_the_first_after_it_hold_their_members() {
     assert_eq!(multixact(server, 2), "4294967295|2");
     assert_eq!(multixact(server, 3), "1|2");
     assert_eq!(multixact(server, 8), "6|2");
+}
+
+#[test]
+fn a_server_restored_right_behind_the_last_multixact_of_all_makes_the_first() {
+    let edges = Edges::shared();
+    let server = started(&edges.store(), &["--lsn", &edges.at_last_multixact]);
+    assert_eq!(multixact(&server, 2), "4294967295|2");
+    lock_together(&server, 4);
+    assert_eq!(multixact(&server, 4), "1|2");
 }
 
 #[test]

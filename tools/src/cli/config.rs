@@ -15,10 +15,14 @@ use super::exit::Usage;
 use anyhow::Context;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Where the file lies unless it is named.
 pub const DEFAULT_PATH: &str = "/etc/zenith/zenith.toml";
+/// More than any such file holds.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// The file's contents. Unknown keys are refused: a mistyped one would be silently without effect.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
@@ -43,7 +47,7 @@ pub struct ConfigFile {
 pub fn read(named: Option<&Path>) -> anyhow::Result<ConfigFile> {
     let named = named.filter(|path| !path.as_os_str().is_empty());
     let path = named.unwrap_or(Path::new(DEFAULT_PATH));
-    let text = match std::fs::read_to_string(path) {
+    let text = match read_text(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && named.is_none() => {
             return Ok(ConfigFile::default());
@@ -56,13 +60,24 @@ pub fn read(named: Option<&Path>) -> anyhow::Result<ConfigFile> {
     };
     let mut file = parse(&text).with_context(|| format!("configuration file {}", path.display()))?;
     if let Some(credentials) = &file.credentials_file {
-        let text = std::fs::read_to_string(credentials)
-            .with_context(|| format!("credentials file {}", credentials.display()))?;
+        let text =
+            read_text(credentials).with_context(|| format!("credentials file {}", credentials.display()))?;
         let more = parse_credentials(&text)
             .with_context(|| format!("credentials file {}", credentials.display()))?;
         file.credentials.extend(more);
     }
     Ok(file)
+}
+
+/// The whole of a small text file. A pipe is fine: it is how a shell hands over a secret.
+fn read_text(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_BYTES {
+        let reason = format!("it is longer than {MAX_BYTES} bytes, which no such file is");
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, reason));
+    }
+    Ok(text)
 }
 
 /// Parses the file's text.
@@ -101,6 +116,13 @@ mod tests {
         let missing = folder.path().join("zenith.toml");
         let error = read(Some(&missing)).err().expect("refused");
         assert!(error.to_string().contains("zenith.toml"), "{error}");
+    }
+
+    #[test]
+    fn a_file_without_an_end_is_refused_by_name() {
+        let error = read(Some(Path::new("/dev/zero"))).err().expect("refused");
+        let text = format!("{error:#}");
+        assert!(text.contains("/dev/zero") && text.contains("longer than"), "{text}");
     }
 
     #[test]
