@@ -7,7 +7,6 @@ use zenith_layers::EventKind;
 use zenith_pgformat::checkpoint::CheckPoint;
 use zenith_pgformat::slru::{multixact, xid_precedes};
 use zenith_pgformat::wal::xlog::{self, ParameterChange, XlogRecord};
-use zenith_pgformat::{Oid, Xid};
 
 /// `POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE` in seconds: 2000-01-01 UTC.
 const POSTGRES_EPOCH: i64 = 946_684_800;
@@ -57,7 +56,13 @@ fn shutdown_checkpoint(draft: &mut Draft<'_>, record: &CheckPoint) {
     let known = draft.checkpoint();
     draft.set_next_xid(NextXid(record.next_xid));
     let (oldest_multi, oldest_multi_db) = later_oldest_multi(&known, record);
-    let (oldest_xid, oldest_xid_db) = later_oldest_xid(&known, record);
+    // A crash makes the server forget that it advanced with a truncation of pg_xact (`clog_redo` leaves it alone), so that the
+    // checkpoint at the end of its recovery may name one whose status is gone.
+    let (oldest_xid, oldest_xid_db) = if xid_precedes(record.oldest_xid, known.oldest_xid) {
+        (known.oldest_xid, known.oldest_xid_db)
+    } else {
+        (record.oldest_xid, record.oldest_xid_db)
+    };
     let counters = copy_commit_ts(record, &known);
     let merged = CheckPoint { oldest_multi, oldest_multi_db, oldest_xid, oldest_xid_db, ..counters };
     finish_checkpoint(draft, record, merged);
@@ -70,7 +75,11 @@ fn online_checkpoint(draft: &mut Draft<'_>, record: &CheckPoint) {
     let (next_multi, next_multi_offset) =
         later_next_multi(&known, record.next_multi, record.next_multi_offset);
     let (oldest_multi, oldest_multi_db) = later_oldest_multi(&known, record);
-    let (oldest_xid, oldest_xid_db) = later_oldest_xid(&known, record);
+    let (oldest_xid, oldest_xid_db) = if xid_precedes(known.oldest_xid, record.oldest_xid) {
+        (record.oldest_xid, record.oldest_xid_db)
+    } else {
+        (known.oldest_xid, known.oldest_xid_db)
+    };
     let merged = CheckPoint {
         next_oid: known.next_oid,
         next_multi,
@@ -82,16 +91,6 @@ fn online_checkpoint(draft: &mut Draft<'_>, record: &CheckPoint) {
         ..copy_commit_ts(record, &known)
     };
     finish_checkpoint(draft, record, merged);
-}
-
-/// The oldest transaction and its database. A crash makes the server forget that it advanced with a truncation of pg_xact
-/// (`clog_redo` leaves it alone), so that the checkpoint at the end of its recovery names one whose status is gone.
-fn later_oldest_xid(known: &CheckPoint, record: &CheckPoint) -> (Xid, Oid) {
-    if xid_precedes(known.oldest_xid, record.oldest_xid) {
-        (record.oldest_xid, record.oldest_xid_db)
-    } else {
-        (known.oldest_xid, known.oldest_xid_db)
-    }
 }
 
 /// Redo takes no commit-timestamp limits from checkpoints: they follow the commits and truncations themselves.

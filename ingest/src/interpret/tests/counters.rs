@@ -112,9 +112,12 @@ fn after_a_crash_the_oldest_transaction_is_no_older_than_what_pg_xact_was_cut_to
             "info {info:02X}"
         );
     }
-    state.checkpoint.oldest_xid = 750;
-    step(&checkpoint_record(0x00), &mut state);
-    assert_eq!((state.checkpoint.oldest_xid, state.checkpoint.oldest_xid_db), (800, 4));
+    for known in [750, 800] {
+        state.checkpoint.oldest_xid = known;
+        step(&checkpoint_record(0x00), &mut state);
+        let found = (state.checkpoint.oldest_xid, state.checkpoint.oldest_xid_db);
+        assert_eq!(found, (800, 4), "a server may find another database with the same one: {known}");
+    }
 }
 
 #[test]
