@@ -83,7 +83,7 @@ fn is_dead(pid: u32) -> bool {
 
 fn assert_page(page: &Result<Box<Page>, RedoError>, vector: &Vector) {
     let page = page.as_ref().unwrap();
-    assert_eq!(page.iter().zip(vector.page.iter()).position(|(a, b)| a != b), None);
+    assert_eq!(vector.difference(page), None);
 }
 
 #[test]
