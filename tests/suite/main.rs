@@ -11,5 +11,7 @@ mod oracle;
 mod queries;
 mod restore;
 mod synced;
+mod timelines;
 mod verify;
+mod windows;
 mod workload;

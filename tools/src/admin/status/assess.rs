@@ -96,6 +96,7 @@ mod tests {
             archived: None,
             last_archived_at: None,
             missing: None,
+            off_history: Vec::new(),
             unsliced_since: None,
             layers: BTreeMap::new(),
             wal: Count::default(),

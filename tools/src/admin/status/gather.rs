@@ -1,5 +1,6 @@
 //! Reading the status of everything in a store.
 
+use super::off_history::{OffHistory, off_history};
 use crate::cli::{Session, Settings, TimelineChoice, time};
 use anyhow::{Context, bail};
 use futures::TryStreamExt;
@@ -62,6 +63,8 @@ pub struct TimelineStatus {
     pub last_archived_at: Option<String>,
     /// A segment that is missing while later ones are there.
     pub missing: Option<Missing>,
+    /// Segments that are kept and never read.
+    pub off_history: Vec<OffHistory>,
     /// When the oldest segment was archived that the slicer should have begun and has not.
     pub unsliced_since: Option<String>,
     /// Layer objects by kind.
@@ -251,6 +254,12 @@ async fn timeline(session: &Session, id: TimelineId, names: Vec<String>) -> anyh
         archived: follow.archived,
         last_archived_at: times.last_archived.map(time::rfc3339),
         missing: follow.missing,
+        off_history: off_history(
+            wal.segments.keys().copied(),
+            &root.history,
+            follow.newest.as_ref(),
+            segment_size,
+        ),
         unsliced_since: times.unsliced_since.map(time::rfc3339),
         layers,
         wal: wal.count,
@@ -329,6 +338,8 @@ pub(super) struct Followed {
     pub(super) archived: Option<Position>,
     pub(super) missing: Option<Missing>,
     pub(super) behind_missing: Option<SystemTime>,
+    /// The history along which they were followed.
+    pub(super) newest: Option<History>,
     /// The segments that were followed.
     pub(super) present: Vec<(u64, SystemTime)>,
 }
@@ -345,7 +356,8 @@ async fn follow(
         .into_iter()
         .filter(|history| history.contains(tli) && history.switch_point(tli).is_none_or(|point| point >= lsn))
         .max_by_key(History::tli);
-    Ok(follow_along(wal, newest.as_ref(), tli, lsn, archive.segment_size()))
+    let followed = follow_along(wal, newest.as_ref(), tli, lsn, archive.segment_size());
+    Ok(Followed { newest, ..followed })
 }
 
 /// Pure part: segments follow one another, each under the TLI that its end has in the history.

@@ -2,6 +2,7 @@
 
 pub mod assess;
 pub mod gather;
+pub mod off_history;
 pub mod print;
 
 use crate::cli::{Settings, exit, output, units};

@@ -70,6 +70,17 @@ fn timeline_text(
     if let Some(missing) = &timeline.missing {
         writeln!(text, "  waiting for WAL segment {}: {} is there already", missing.segment, missing.next)?;
     }
+    for off in &timeline.off_history {
+        let why = match off.switch {
+            Some(switch) => format!("past {switch}, where the history left it"),
+            None => "which the history does not hold".to_owned(),
+        };
+        writeln!(
+            text,
+            "  kept, never read: {} WAL segments of TLI {}, {why} ({} to {})",
+            off.segments, off.tli, off.first, off.last
+        )?;
+    }
     let layers: Vec<String> = timeline
         .layers
         .iter()
