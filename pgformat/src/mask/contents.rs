@@ -29,6 +29,7 @@ const LH_HAS_DEAD_TUPLES: u16 = 1 << 7;
 const GIN_DELETED: u16 = 1 << 2;
 /// access/gist.h
 const GIST_LEAF: u16 = 1 << 0;
+const GIST_TUPLES_DELETED: u16 = 1 << 2;
 const GIST_FOLLOW_RIGHT: u16 = 1 << 3;
 const GIST_HAS_GARBAGE: u16 = 1 << 4;
 /// access/brin_page.h
@@ -96,7 +97,9 @@ fn mask_gist(page: &mut Page, header: &PageHeader, special: usize) {
     if flags(page, special + 12) & GIST_LEAF != 0 {
         clear_line_pointer_flags(page, header);
     }
-    clear_flags(page, special + 12, GIST_FOLLOW_RIGHT | GIST_HAS_GARBAGE);
+    // Beyond `gist_mask`: redo by 15.18 sets the mark of deleted tuples where the server that wrote the record did not, redo by
+    // 15.20 does not.
+    clear_flags(page, special + 12, GIST_FOLLOW_RIGHT | GIST_HAS_GARBAGE | GIST_TUPLES_DELETED);
 }
 
 /// Beyond `spg_mask`: the metapage's list of last used pages (behind its magic number) is a cache of which the WAL never

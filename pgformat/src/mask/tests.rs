@@ -135,8 +135,8 @@ fn of_an_unused_hash_page_only_header_and_flags_count() {
 fn of_a_gist_page_nsn_and_passing_flags_differ_freely() {
     let leaf = index(1, 0xFF81);
     assert!((0..8).all(|at| !seen(&leaf, PageKind::Gist, BLCKSZ - 16 + at, 0xFF)), "NSN");
-    assert!(!seen(&leaf, PageKind::Gist, BLCKSZ - 4, 0x18), "follow right and garbage");
-    assert!(seen(&leaf, PageKind::Gist, BLCKSZ - 4, 0x04), "tuples deleted");
+    assert!(!seen(&leaf, PageKind::Gist, BLCKSZ - 4, 0x1C), "tuples deleted, follow right and garbage");
+    assert!(seen(&leaf, PageKind::Gist, BLCKSZ - 4, 0x02), "deleted");
     assert!(seen(&leaf, PageKind::Gist, BLCKSZ - 8, 1), "right link");
 }
 
