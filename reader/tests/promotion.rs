@@ -195,6 +195,8 @@ const CHURN: &str = "
         COMMIT;
         UPDATE kept SET v = v || i WHERE id % 50 = i % 50;
         COMMIT;
+        -- A fast machine shall not write more than a slow one can read back.
+        PERFORM pg_sleep(0.05);
       END LOOP;
     END $$;
 ";
@@ -238,7 +240,8 @@ async fn an_online_base_image_serves_exactly_from_its_end_on_and_refuses_its_win
     pg.script("postgres", BEFORE);
     pg.script("postgres", CHURN);
     let load = Load::start(&pg);
-    pg.wait_for("EXISTS (SELECT FROM pg_class WHERE relname = 'churn_7')");
+    // Each of the tables lives for a moment only.
+    pg.wait_for("(SELECT max(substr(relname, 7)::int) FROM pg_class WHERE relname LIKE 'churn\\_%' AND relkind = 'r') >= 7");
     let home = server_dir();
     let image = home.path().join("data");
     let mut backup = pg.client("pg_basebackup");

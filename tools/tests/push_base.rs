@@ -149,6 +149,7 @@ fn a_killed_run_registers_nothing_and_the_next_one_succeeds(kind: Kind) {
     assert_eq!(place.status()["base_images"].as_array().map(Vec::len), Some(0));
 
     // SIGINT is told, and registers nothing either.
+    pg.wait_for("NOT EXISTS (SELECT FROM pg_stat_progress_basebackup)");
     let interrupted = place.base(&pg, &["--max-rate", "1M"]).stderr(Stdio::piped()).spawn().expect("started");
     pg.wait_for("EXISTS (SELECT FROM pg_stat_progress_basebackup WHERE backup_streamed > 2000000)");
     run(Command::new("kill").args(["-INT", &interrupted.id().to_string()]));
