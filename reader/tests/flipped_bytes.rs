@@ -17,10 +17,7 @@ use zenith_pgformat::wal::RmgrId;
 use zenith_pgformat::wal::encode::{Placed, WalWriter, WriterStart};
 use zenith_pgformat::wal_name::WalSegSize;
 use zenith_pgformat::{BLCKSZ, Fork, Lsn, RelNode};
-use zenith_reader::{
-    BlockRange, ReaderCaches, ReaderOptions, RedoSource, Snapshot, Target, Timeline, TimelineRef,
-};
-use zenith_redo::RedoOptions;
+use zenith_reader::{BlockRange, Snapshot, Target, Timeline, TimelineRef};
 use zenith_redo::native::{ALL_VISIBLE, Edit, XactStatus};
 
 const SEGMENT: u64 = 1 << 20;
@@ -95,21 +92,10 @@ async fn small_store() -> World {
     world
 }
 
-async fn open(world: &World) -> Result<Timeline, Box<dyn std::error::Error>> {
-    let options = ReaderOptions {
-        env: world.env.clone(),
-        caches: ReaderCaches::new(world.caches, 1 << 20),
-        redo: RedoSource::lazy(RedoOptions::default()),
-        work_dir: std::env::temp_dir(),
-        version: None,
-        rows: world.rows,
-    };
-    Ok(Timeline::open(&world.store, "main", &TimelineRef::Name("main".to_owned()), options).await?)
-}
-
 /// Everything that the objects say.
 async fn everything(world: &World) -> Result<Seen, Box<dyn std::error::Error>> {
-    let timeline = open(world).await?;
+    let name = TimelineRef::Name("main".to_owned());
+    let timeline = Timeline::open(&world.store, "main", &name, world.options()).await?;
     let mut seen = Seen::new();
     let mut say = |what: &dyn Debug| seen.push((format!("{what:?}"), Vec::new()));
     say(&(timeline.identity(), timeline.root(), timeline.entries(), timeline.ranges(), timeline.end()?));

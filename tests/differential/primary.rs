@@ -1,10 +1,10 @@
 //! A primary that archives with Zenith into a folder store, and every file also as it is into a plain folder.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;
 use zenith_pgformat::Lsn;
-use zenith_pgformat::wal_name::WalSegSize;
+use zenith_testkit::commands::zenith_bin;
 use zenith_testkit::pg::{self, Pg, PgOptions};
 
 /// See the module.
@@ -13,15 +13,6 @@ pub(crate) struct Primary {
     pub(crate) server: Pg,
     store: TempDir,
     plain: TempDir,
-}
-
-/// Where cargo put the commands: beside this test's own directory.
-fn zenith_bin(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("own path");
-    let target = test.parent().and_then(Path::parent).expect("target directory");
-    let path = target.join(name);
-    assert!(path.exists(), "{} is not built: run `cargo build --workspace` first", path.display());
-    path
 }
 
 impl Primary {
@@ -77,26 +68,6 @@ impl Primary {
         let data = home.path().join("data");
         self.zenith("zenith_restore", &["-D", &data.display().to_string(), "--lsn", &lsn.to_string()]);
         Pg::adopt(home, data)
-    }
-
-    /// A plain copy of the primary, in `data` below the answer.
-    pub(crate) fn base_backup(&self) -> TempDir {
-        let home = pg::server_dir();
-        let mut command = self.server.client("pg_basebackup");
-        command.args(["-X", "none", "--checkpoint=fast", "--no-sync", "--no-manifest", "-D"]);
-        pg::run(command.arg(home.path().join("data")));
-        home
-    }
-
-    /// Where the next record goes.
-    pub(crate) fn insert_lsn(&self) -> Lsn {
-        self.server.sql("SELECT pg_current_wal_insert_lsn()").parse().expect("an LSN")
-    }
-
-    /// Its segments' size.
-    pub(crate) fn segment_size(&self) -> WalSegSize {
-        let bytes = self.server.sql("SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'");
-        WalSegSize::new(bytes.parse().expect("bytes")).expect("a segment size")
     }
 
     /// Archives everything written so far. The archiver may be minutes behind a suite.

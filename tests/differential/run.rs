@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use zenith_pgformat::Lsn;
 use zenith_pgformat::wal::RmgrId;
 use zenith_testkit::mask::compare_directories;
-use zenith_testkit::pg::{self, PgOptions, StopMode};
+use zenith_testkit::oracle::{dump, insert_lsn, plain_copy, wal_segment_size};
+use zenith_testkit::pg::{PgOptions, StopMode};
 
 /// What is run and compared.
 pub(crate) struct Run {
@@ -90,17 +91,17 @@ pub(crate) fn differential(run: Run, workload: impl FnOnce(&Primary) -> Ran) -> 
     primary.server.start();
     (run.before_base)(&primary);
     println!("{}", primary.zenith("zenith_push", &["base", "--checkpoint=fast"]));
-    let mut oracle = Oracle::new(primary.base_backup(), primary.plain());
-    let from = primary.insert_lsn();
+    let mut oracle = Oracle::new(plain_copy(&primary.server, &[]), primary.plain());
+    let from = insert_lsn(&primary.server);
     let ran = workload(&primary);
     // A shutdown waits for the archiver, and not for ever.
     primary.archive();
     restarts::with_transactions_open(&primary);
-    let to = primary.insert_lsn();
+    let to = insert_lsn(&primary.server);
     primary.archive();
     println!("{}", primary.zenith("zenith_slicedice", &[]));
 
-    let archived = Archived::read(primary.plain(), primary.segment_size(), from, to);
+    let archived = Archived::read(primary.plain(), wal_segment_size(&primary.server), from, to);
     let mut figures = Figures {
         cases: ran.cases,
         unexpected: ran.unexpected,
@@ -177,7 +178,8 @@ fn compare_at(
         figures.dumps += 1;
         ours.start();
         theirs.start();
-        if dump(&ours) != dump(&theirs) {
+        // Two recoveries of the same WAL agree in sequences too.
+        if dump(&ours, &[]) != dump(&theirs, &[]) {
             different.push("the dumps differ".to_owned());
         }
     }
@@ -192,16 +194,6 @@ fn compare_at(
         }
     }
     different.into_iter().map(|line| format!("{kept}: {line}")).collect()
-}
-
-/// `pg_dumpall` without what is random in it. Two recoveries of the same WAL agree in sequences too.
-fn dump(server: &pg::Pg) -> String {
-    let text =
-        pg::run(server.client("pg_dumpall").args(["--no-unlogged-table-data", "-d", "dbname=postgres"]));
-    text.lines()
-        .filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"))
-        .collect::<Vec<_>>()
-        .join("\n")
 }
 
 /// The figures as JSON, printed and beside the build.

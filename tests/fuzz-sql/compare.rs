@@ -11,6 +11,7 @@ use zenith_pgformat::page::PageHeader;
 use zenith_pgformat::rel::RelFile;
 use zenith_pgformat::{BLCKSZ, Lsn, Page};
 use zenith_testkit::mask::{PageKind, compare_directories};
+use zenith_testkit::oracle::{dump, without_locations};
 use zenith_testkit::pg::{self, Pg, StopMode};
 
 /// Bytes of a page's header.
@@ -193,7 +194,8 @@ impl Oracle<'_> {
             for (gid, database) in prepared.lines().filter_map(|line| line.split_once('|')) {
                 server.sql_in(database, &format!("{how} PREPARED '{gid}'"));
             }
-            format!("{prepared}\n{}", dump(server))
+            let dump = without_locations(&dump(server, &["--lock-wait-timeout=20000"]));
+            format!("{prepared}\n{dump}")
         });
         let (mut ours, mut theirs) = (ours.lines(), theirs.lines());
         loop {
@@ -242,20 +244,6 @@ fn wait_until_promoted(server: &Pg) {
     let looks = "for i in $(seq 6000); do grep -q '^ready' \"$0\" && exit 0; [ -e \"$0\" ] || exit 1; sleep 0.05; done; exit 1";
     let waited = pg::command("sh").args(["-c", looks]).arg(server.data().join("postmaster.pid")).status();
     assert!(waited.expect("sh exists").success(), "PostgreSQL's own recovery ended:\n{}", server.log());
-}
-
-/// `pg_dumpall` without what is another at each call and what lies elsewhere in each copy.
-fn dump(server: &Pg) -> String {
-    let mut dumpall = server.client("pg_dumpall");
-    dumpall.args(["--no-unlogged-table-data", "--lock-wait-timeout=20000", "-d", "dbname=postgres"]);
-    let text = pg::run(&mut dumpall);
-    let lines =
-        text.lines().filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"));
-    let lines = lines.map(|line| match line.split_once(" LOCATION '/") {
-        Some((tablespace, _)) if line.starts_with("CREATE TABLESPACE ") => tablespace,
-        _ => line,
-    });
-    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Whether a line of [`files::differences`] is about a file without content that only Zenith's directory has. A server

@@ -17,6 +17,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use zenith_store::Env;
 use zenith_testkit::mask::compare_directories;
+use zenith_testkit::oracle::{insert_lsn, wal_segment_size};
 use zenith_testkit::pg::{self, Pg};
 
 /// Steps of the plan that are done: the workload matters less here.
@@ -229,12 +230,12 @@ pub(crate) fn seed(seed: u64) -> Result<Counted, String> {
     primary.set_up(&plan);
     killer.base(&primary);
     let base = primary.plain_base();
-    let from = primary.insert_lsn();
+    let from = insert_lsn(&primary.server);
     let steps = plan.steps.iter().filter(|step| !matches!(step, Step::Base(_) | Step::Slice));
     for step in steps.take(STEPS) {
         primary.step(step);
     }
-    let to = primary.insert_lsn();
+    let to = insert_lsn(&primary.server);
     primary.archive();
     let files = archived_files(&primary);
     let (early, late) = files.split_at(files.len() / 2);
@@ -245,7 +246,7 @@ pub(crate) fn seed(seed: u64) -> Result<Counted, String> {
         killer.slice(&primary);
     }
 
-    let archived = Archived::read(primary.plain(), primary.segment_size(), from, to);
+    let archived = Archived::read(primary.plain(), wal_segment_size(&primary.server), from, to);
     let oracle = Oracle { primary: &primary, plan: &plan, base: &base, archived: &archived };
     let target = Target::of(plan.moments[1], &archived, &primary.names);
     let ours = killer.restore(&oracle, &target);

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
 use zenith_pgformat::Lsn;
-use zenith_pgformat::wal_name::WalSegSize;
+use zenith_testkit::commands::zenith_bin;
+use zenith_testkit::oracle::{moved, plain_copy};
 use zenith_testkit::pg::{self, Pg, StopMode};
 use zenith_testkit::store::TestStore;
 
@@ -35,15 +36,6 @@ pub(crate) struct Primary {
     pub(crate) names: Vec<(String, Lsn)>,
     /// How many statements were said.
     pub(crate) said: usize,
-}
-
-/// Where cargo put the commands: beside this test's own directory.
-fn zenith_bin(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("own path");
-    let target = test.parent().and_then(Path::parent).expect("target directory");
-    let path = target.join(name);
-    assert!(path.exists(), "{} is not built: run `cargo build --workspace` first", path.display());
-    path
 }
 
 impl Primary {
@@ -123,32 +115,13 @@ impl Primary {
 
     /// `-T` for the tablespace, if there is one, into this directory.
     pub(crate) fn mapping(&self, home: &Path) -> Vec<String> {
-        let places = self.tablespace.iter();
-        places
-            .flat_map(|place| {
-                ["-T".to_owned(), format!("{}={}", place.display(), home.join("spread").display())]
-            })
-            .collect()
+        self.tablespace.iter().flat_map(|place| ["-T".to_owned(), moved(place, home)]).collect()
     }
 
     /// A plain copy, in `data` below the answer.
     pub(crate) fn plain_base(&self) -> TempDir {
-        let home = pg::server_dir();
-        let mut command = self.server.client("pg_basebackup");
-        command.args(["-X", "none", "--checkpoint=fast", "--no-sync", "--no-manifest", "-D"]);
-        pg::run(command.arg(home.path().join("data")).args(self.mapping(home.path())));
-        home
-    }
-
-    /// Where the next record goes.
-    pub(crate) fn insert_lsn(&self) -> Lsn {
-        self.server.sql("SELECT pg_current_wal_insert_lsn()").parse().expect("an LSN")
-    }
-
-    /// Its segments' size.
-    pub(crate) fn segment_size(&self) -> WalSegSize {
-        let bytes = self.server.sql("SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'");
-        WalSegSize::new(bytes.parse().expect("bytes")).expect("a segment size")
+        let tablespaces: Vec<&Path> = self.tablespace.iter().map(PathBuf::as_path).collect();
+        plain_copy(&self.server, &tablespaces)
     }
 
     /// Archives everything written so far. A switch right after another one would do nothing.

@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use tempfile::TempDir;
 use zenith_store::Env;
+use zenith_testkit::oracle::{insert_lsn, wal_segment_size};
 use zenith_testkit::pg::{self, Pg, StopMode};
 
 /// So many differences are shown.
@@ -29,11 +30,11 @@ pub(crate) fn seed(seed: u64) -> Result<String, String> {
     primary.set_up(&plan);
     pg::run(&mut primary.zenith("zenith_push", &["base", "--checkpoint=fast"]));
     let base = primary.plain_base();
-    let from = primary.insert_lsn();
+    let from = insert_lsn(&primary.server);
     for step in &plan.steps {
         primary.step(step);
     }
-    let to = primary.insert_lsn();
+    let to = insert_lsn(&primary.server);
     primary.archive();
     if plan.slice_at_the_end {
         pg::run(&mut primary.zenith("zenith_slicedice", &[]));
@@ -43,7 +44,7 @@ pub(crate) fn seed(seed: u64) -> Result<String, String> {
     if !refused.is_empty() {
         return Err(format!("archiving failed:\n{refused}"));
     }
-    let archived = Archived::read(primary.plain(), primary.segment_size(), from, to);
+    let archived = Archived::read(primary.plain(), wal_segment_size(&primary.server), from, to);
     let oracle = Oracle { primary: &primary, plan: &plan, base: &base, archived: &archived };
     let mut compared = Compared::default();
     for (index, moment) in plan.moments.iter().enumerate() {

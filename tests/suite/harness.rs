@@ -1,20 +1,12 @@
 //! A primary that archives to a store through Zenith's commands. The same segments are also copied to a plain folder,
 //! for PostgreSQL's own recovery.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;
+pub(crate) use zenith_testkit::commands::zenith_bin;
 use zenith_testkit::pg::{self, Pg, PgOptions};
 pub(crate) use zenith_testkit::store::TestStore;
-
-/// Where cargo put the commands: beside this test's own directory.
-pub(crate) fn zenith_bin(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("own path");
-    let target = test.parent().and_then(Path::parent).expect("target directory");
-    let path = target.join(name);
-    assert!(path.exists(), "{} is not built: run `cargo build --workspace` first", path.display());
-    path
-}
 
 /// A primary, its store, and the plain archive for the oracle.
 pub(crate) struct Chain {

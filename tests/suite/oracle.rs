@@ -4,6 +4,8 @@ use crate::harness::Chain;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use zenith_testkit::mask::{Compared, compare_directories};
+pub(crate) use zenith_testkit::oracle::moved;
+use zenith_testkit::oracle::plain_copy;
 use zenith_testkit::pg::{self, Pg};
 
 /// A plain copy of the primary, never started itself: each recovery takes a copy of it.
@@ -14,15 +16,7 @@ pub(crate) struct Backup {
 impl Backup {
     /// `pg_basebackup` of the running primary, with the tablespaces at these places.
     pub(crate) fn take(chain: &Chain, tablespaces: &[&Path]) -> Backup {
-        let home = pg::server_dir();
-        let mut command = chain.primary.client("pg_basebackup");
-        command.args(["-X", "none", "--checkpoint=fast", "--no-sync", "--no-manifest", "-D"]);
-        command.arg(home.path().join("data"));
-        for tablespace in tablespaces {
-            command.arg("-T").arg(moved(tablespace, home.path()));
-        }
-        pg::run(&mut command);
-        Backup { home }
+        Backup { home: plain_copy(&chain.primary, tablespaces) }
     }
 
     /// A copy of it in a directory of its own.
@@ -58,12 +52,6 @@ impl Backup {
         oracle.wait_until_it_answers();
         oracle
     }
-}
-
-/// `-T` for a tablespace that goes into `home` under the same name.
-pub(crate) fn moved(tablespace: &Path, home: &Path) -> String {
-    let name = tablespace.file_name().expect("a name");
-    format!("{}={}", tablespace.display(), home.join(name).display())
 }
 
 /// Every page of two stopped servers, masked.

@@ -219,21 +219,13 @@ fn synced(command: &Command, root: &Path, least: usize) {
     assert!(looked_at >= least, "{looked_at} files and directories below {}: {command:?}", root.display());
 }
 
-/// The command, and not the one that changes to the server's user before it.
-fn zenith(chain: &Chain, program: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(crate::harness::zenith_bin(program));
-    command.args(arguments).envs(chain.store.env());
-    command.env("PGHOST", chain.primary.socket()).env("PGUSER", "postgres");
-    command
-}
-
 #[test]
 fn what_a_command_reports_done_is_synced_by_its_recorded_system_calls() {
     let options = PgOptions::default().initdb("--data-checksums").initdb("--wal-segsize=1");
     let chain = Chain::start(TestStore::folder(), options);
     let TestStore::Folder(home) = &chain.store else { panic!("a folder") };
 
-    synced(&zenith(&chain, "zenith_push", &["base", "--checkpoint=fast"]), home.path(), 10);
+    synced(&chain.zenith("zenith_push", &["base", "--checkpoint=fast"]), home.path(), 10);
     chain.primary.sql("CREATE TABLE t AS SELECT g, md5(g::text) FROM generate_series(1, 20000) g");
     chain.primary.sql("SELECT pg_switch_wal()");
     archive(&chain.primary);
@@ -244,21 +236,21 @@ fn what_a_command_reports_done_is_synced_by_its_recorded_system_calls() {
     let segment =
         std::fs::read_dir(chain.plain()).expect("the plain archive").flatten().map(|entry| entry.path());
     let segment = segment.filter(|path| path.extension().is_none()).min().expect("a segment");
-    let mut push = zenith(&chain, "zenith_push", &["wal"]);
+    let mut push = chain.zenith("zenith_push", &["wal"]);
     push.arg(&segment).envs(other.env());
     synced(&push, other_home.path(), 3);
 
-    synced(&zenith(&chain, "zenith_slicedice", &[]), home.path(), 3);
+    synced(&chain.zenith("zenith_slicedice", &[]), home.path(), 3);
 
     let restored = pg::server_dir();
     let data = restored.path().join("data");
-    let mut restore = zenith(&chain, "zenith_restore", &["-D"]);
+    let mut restore = chain.zenith("zenith_restore", &["-D"]);
     restore.arg(&data);
     synced(&restore, restored.path(), 800);
 
     let fetched = restored.path().join("fetched");
     let name = segment.file_name().expect("a name").to_str().expect("ASCII");
-    let mut fetch = zenith(&chain, "zenith_restore", &["wal", name]);
+    let mut fetch = chain.zenith("zenith_restore", &["wal", name]);
     fetch.arg(&fetched);
     synced(&fetch, restored.path(), 1);
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use zenith_store::Env;
+use zenith_testkit::oracle::{self, without_locations};
 use zenith_testkit::pg::{self, Pg, StopMode};
 
 /// How far ahead of a sequence its WAL is (`SEQ_LOG_VALS`, commands/sequence.c): recovered, it goes on from there.
@@ -12,15 +13,7 @@ const SEQUENCE_AHEAD: u64 = 32;
 
 /// `pg_dumpall` of a running server, without what is another at each call and what lies elsewhere in each copy.
 pub(crate) fn dump(server: &Pg) -> String {
-    let text =
-        pg::run(server.client("pg_dumpall").args(["--no-unlogged-table-data", "-d", "dbname=postgres"]));
-    let lines =
-        text.lines().filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"));
-    let lines = lines.map(|line| match line.split_once(" LOCATION '/") {
-        Some((tablespace, _)) if line.starts_with("CREATE TABLESPACE ") => tablespace,
-        _ => line,
-    });
-    lines.collect::<Vec<_>>().join("\n")
+    without_locations(&oracle::dump(server, &[]))
 }
 
 /// Panics unless two recoveries of the same WAL are the same.

@@ -173,16 +173,19 @@ impl World {
         self.try_open().await.unwrap()
     }
 
-    pub(crate) async fn try_open(&self) -> Result<Timeline, ReadError> {
-        let options = ReaderOptions {
+    pub(crate) fn options(&self) -> ReaderOptions {
+        ReaderOptions {
             env: self.env.clone(),
             caches: ReaderCaches::new(self.caches, 1 << 20),
             redo: RedoSource::lazy(RedoOptions::default()),
             work_dir: std::env::temp_dir(),
             version: None,
             rows: self.rows,
-        };
-        Timeline::open(&self.store, "main", &TimelineRef::Id(self.identity.timeline), options).await
+        }
+    }
+
+    pub(crate) async fn try_open(&self) -> Result<Timeline, ReadError> {
+        Timeline::open(&self.store, "main", &TimelineRef::Id(self.identity.timeline), self.options()).await
     }
 }
 

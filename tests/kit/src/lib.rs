@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "only tests use this: a broken expectation is a failed test")]
 
+pub mod commands;
 pub mod conformance;
 pub mod control;
 #[cfg(feature = "containers")]
@@ -11,6 +12,7 @@ pub mod faults;
 pub mod mask;
 #[cfg(feature = "containers")]
 pub mod minio;
+pub mod oracle;
 pub mod outcome;
 pub mod pg;
 #[cfg(feature = "containers")]
