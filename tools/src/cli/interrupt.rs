@@ -39,6 +39,14 @@ impl Signals {
     }
 }
 
+/// Waits for SIGINT or SIGTERM, from its first poll on; gives its name.
+pub async fn interrupted() -> &'static str {
+    match Signals::listen() {
+        Ok(mut signals) => signals.next().await.signal,
+        Err(_) => std::future::pending().await,
+    }
+}
+
 /// What a command works with that a signal may end.
 #[derive(Debug)]
 pub struct Interruptible {

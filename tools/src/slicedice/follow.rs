@@ -2,7 +2,7 @@
 
 use super::outage::{Outage, may_pass};
 use super::{Run, Summary};
-use crate::cli::{exit, output};
+use crate::cli::{exit, interrupt, output};
 use std::sync::Arc;
 use tokio::sync::watch;
 use zenith_ingest::slicer::{Stopped, Told};
@@ -38,10 +38,10 @@ impl Stop {
     pub(super) fn at_signals(&self) {
         let stop = self.clone();
         tokio::spawn(async move {
-            let signal = exit::interrupted().await;
+            let signal = interrupt::interrupted().await;
             output::say(&format!("zenith_slicedice: {signal}: committing what is sliced"));
             stop.ask();
-            exit::interrupted().await;
+            interrupt::interrupted().await;
             // What is not committed is sliced again by the next run.
             std::process::exit(i32::from(exit::FAILED));
         });

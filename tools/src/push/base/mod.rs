@@ -18,7 +18,7 @@ pub mod tar_stream;
 mod running;
 
 use super::command::BaseArgs;
-use crate::cli::{Settings, exit, output, units};
+use crate::cli::{Settings, exit, interrupt, output, units};
 use anyhow::bail;
 use serde::Serialize;
 use std::time::Duration;
@@ -83,7 +83,7 @@ pub async fn take(env: &Env, settings: &Settings, args: &BaseArgs) -> anyhow::Re
     };
     let gathered = tokio::select! {
         gathered = gathering => gathered?,
-        signal = exit::interrupted() => bail!(
+        signal = interrupt::interrupted() => bail!(
             "ended by {signal}: no base image was registered, and what was stored already is named by nothing; run \
              zenith_push base again"
         ),
