@@ -2,7 +2,7 @@
 //! change at restarts, crashes, counters that wrap around, relations past a segment file.
 
 use crate::primary::Primary;
-use std::path::Path;
+use zenith_testkit::lost_record::lose_the_end_of_a_record;
 use zenith_testkit::pg::{self, StopMode};
 
 /// SQL that fills a database with a table of every access method.
@@ -131,39 +131,18 @@ pub(crate) fn restarts_with_other_settings(primary: &Primary) {
     }
 }
 
-/// A crash that loses the end of a record whose beginning is archived: the server overwrites it
+/// How often [`crashes_in_a_record`] crashes.
+pub(crate) const CRASHES_IN_A_RECORD: usize = 3;
+
+/// Crashes that lose the end of a record whose beginning is archived: the server overwrites it
 /// (`XLOG_OVERWRITE_CONTRECORD`).
 pub(crate) fn crashes_in_a_record(primary: &Primary) {
     let server = &primary.server;
     server.script("postgres", CONTENT);
-    for step in 0..3 {
+    for step in (0..).take(CRASHES_IN_A_RECORD) {
         server.script("postgres", &changes(step));
-        primary.archive();
-        let first = server.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
-        // Over at least two ends of a segment; nothing but the record itself comes after them.
-        server.sql("SELECT pg_logical_emit_message(true, 'zenith', repeat('x', 2500000))");
-        let last = server.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
-        let archived = "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver";
-        while server.sql(archived) <= first {
-            server.sql("SELECT pg_sleep(0.1)");
-        }
-        let before_last = server.sql(archived);
-        assert!(first < before_last && before_last < last, "{first} {before_last} {last}");
-        server.stop(StopMode::Immediate);
-        lose_segments_after(&server.data().join("pg_wal"), &before_last);
-        server.start();
+        lose_the_end_of_a_record(server);
         server.script("postgres", &changes(step + 10));
-    }
-}
-
-/// Segments that a crash has taken: those that were not archived.
-fn lose_segments_after(wal: &Path, archived: &str) {
-    for entry in std::fs::read_dir(wal).expect("pg_wal") {
-        let entry = entry.expect("an entry");
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.len() == 24 && name.as_str() > archived {
-            std::fs::remove_file(entry.path()).expect("a segment");
-        }
     }
 }
 

@@ -166,7 +166,9 @@ mod edge_cases {
             .conf("checkpoint_timeout = 1h")
             .conf("autovacuum = off");
         let run = Run::new("crashes in a record", options, 10).checked();
-        differential(run, no_cases(edges::crashes_in_a_record));
+        let figures = differential(run, no_cases(edges::crashes_in_a_record));
+        let overwritten = figures.records_of_type(RmgrId::XLOG, "OVERWRITE_CONTRECORD");
+        assert_eq!(overwritten, edges::CRASHES_IN_A_RECORD, "the archived WAL has as many");
     }
 
     #[test]

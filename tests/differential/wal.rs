@@ -21,11 +21,12 @@ pub(crate) struct Archived {
 }
 
 /// A record type, as `pg_waldump` names it.
-type Type = (RmgrId, &'static str);
+pub(crate) type Type = (RmgrId, &'static str);
 
-/// Record types whose both sides are always looked at: a restore begins at a checkpoint, and behind a switch the next
-/// record is in another segment.
-const BOTH_SIDES: [Type; 5] = [
+/// Record types whose both sides are always looked at: a restore begins at a checkpoint, behind a switch the next
+/// record is in another segment, and before an overwritten record lies one that was lost.
+const BOTH_SIDES: [Type; 6] = [
+    (RmgrId::XLOG, "OVERWRITE_CONTRECORD"),
     (RmgrId::XLOG, "CHECKPOINT_SHUTDOWN"),
     (RmgrId::XLOG, "CHECKPOINT_ONLINE"),
     (RmgrId::XLOG, "SWITCH"),
@@ -69,9 +70,9 @@ impl Archived {
         self.ends.len()
     }
 
-    /// How many record types there are.
-    pub(crate) fn types(&self) -> usize {
-        self.types.len()
+    /// How many records each type has.
+    pub(crate) fn by_type(&self) -> BTreeMap<Type, usize> {
+        self.types.iter().map(|(kind, indexes)| (*kind, indexes.len())).collect()
     }
 
     /// Up to `count` ends of records and why each was chosen: a third spread evenly over the records, of which the last is

@@ -6,6 +6,7 @@ use crate::verify::{dump, same_dump_as_of_the_primary, tools_accept};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::LazyLock;
+use zenith_testkit::lost_record::{begins_with_an_overwritten_record, lose_the_end_of_a_record};
 use zenith_testkit::pg::{self, Pg, PgOptions, StopMode, shared_by_all_tests};
 use zenith_testkit::store::Kind;
 
@@ -100,7 +101,7 @@ impl Edges {
         let dropped_database = databases(primary);
         transactions(primary);
         let checkpoint = a_checkpoint(primary);
-        a_record_that_a_crash_loses(&chain);
+        let overwritten = lose_the_end_of_a_record(primary);
         primary.script("postgres", &table("", "late", 300));
         primary.script("postgres", "VACUUM FULL pg_class; VACUUM FULL pg_database;");
         let number = |sql: &str| -> u64 { primary.sql(sql).parse().expect("a number") };
@@ -109,6 +110,7 @@ impl Edges {
         let (commit_time, catalogs) = (primary.sql(COMMIT_TIME), primary.sql(CATALOGS));
         let at_primary = dump(primary);
         chain.archive();
+        assert!(begins_with_an_overwritten_record(&chain.plain().join(overwritten)));
         chain.run("zenith_slicedice", &[]);
 
         let restored = chain.restore(&[]);
@@ -303,30 +305,6 @@ fn a_checkpoint(primary: &Pg) -> (String, String) {
     primary.sql("CHECKPOINT");
     let start = primary.sql("SELECT checkpoint_lsn FROM pg_control_checkpoint()");
     (start, primary.sql("SELECT pg_current_wal_insert_lsn()"))
-}
-
-/// The server crashes, and the end of a record whose beginning is archived already is lost with what was not: it
-/// writes something else there (`XLOG_OVERWRITE_CONTRECORD`).
-fn a_record_that_a_crash_loses(chain: &Chain) {
-    let primary = &chain.primary;
-    chain.archive();
-    let first = primary.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
-    primary.sql("SELECT pg_logical_emit_message(true, 'lost', repeat('x', 2500000))");
-    primary.wait_for(&format!("(SELECT last_archived_wal > '{first}' FROM pg_stat_archiver)"));
-    primary.stop(StopMode::Immediate);
-    let archived: Vec<String> = names(chain.plain());
-    let last = archived.iter().max().expect("archived");
-    for name in names(&primary.data().join("pg_wal")).into_iter().filter(|name| name > last) {
-        std::fs::remove_file(primary.data().join("pg_wal").join(name)).expect("a segment");
-    }
-    primary.start();
-}
-
-/// Segments in a folder.
-fn names(folder: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(folder).expect("a folder");
-    let names = entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
-    names.filter(|name| name.len() == 24).collect()
 }
 
 #[test]

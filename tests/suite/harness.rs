@@ -106,12 +106,12 @@ impl Chain {
         self.restore_from(&self.store, pg::server_dir(), target)
     }
 
-    /// [`Chain::restore`] from one of the stores, into `data` below `home`.
+    /// [`Chain::restore`] from one of the stores, into `data` below `home`. Its server can reach that store.
     pub(crate) fn restore_from(&self, store: &TestStore, home: TempDir, arguments: &[&str]) -> Pg {
         let data = home.path().join("data");
         let output = pg::run(self.zenith_on(store, "zenith_restore", arguments).arg("-D").arg(&data));
         println!("{:?}: zenith_restore {arguments:?}\n{output}", store.kind());
-        Pg::adopt(home, data)
+        Pg::adopt(home, data).with_env(store.credentials())
     }
 }
 

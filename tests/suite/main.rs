@@ -5,6 +5,8 @@ mod bad_input;
 mod debian;
 mod documents;
 mod edges;
+#[path = "../differential/files.rs"]
+mod files;
 mod harness;
 mod moments;
 mod oracle;
@@ -12,6 +14,7 @@ mod queries;
 mod restore;
 mod synced;
 mod timelines;
+mod truncations;
 mod verify;
 mod windows;
 mod workload;

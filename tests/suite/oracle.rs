@@ -34,11 +34,11 @@ impl Backup {
         (home, data)
     }
 
-    /// PostgreSQL's own recovery to a target, promoted and running.
+    /// PostgreSQL's own recovery to a target, promoted and running. It can reach the store as the primary does.
     pub(crate) fn recover(&self, chain: &Chain, target: &[&str]) -> Pg {
         let (home, data) = self.copy();
         pg::run(pg::command("touch").arg(data.join("recovery.signal")));
-        let oracle = Pg::adopt(home, data);
+        let oracle = Pg::adopt(home, data).with_env(chain.store.credentials());
         let restore = format!("restore_command = 'cp {}/%f %p'", chain.plain().display());
         oracle.configure(&[
             &restore,

@@ -7,17 +7,25 @@ use crate::verify::{dump, same_dump};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
-use zenith_testkit::outcome;
 use zenith_testkit::pg::{self, Pg, PgOptions, StopMode};
+use zenith_testkit::store::Kind;
+use zenith_testkit::{on_each_store, outcome};
+
+on_each_store!(
+    of_two_servers_promoted_from_one_base_the_second_is_refused_and_gets_a_timeline_of_its_own,
+    a_clone_that_goes_on_under_the_same_tli_can_spoil_neither_wal_nor_base_images,
+    a_second_base_image_is_the_remedy_for_a_gap_whose_lsns_are_refused,
+    stock_recovery_of_the_parents_base_follows_zenith_restore_wal_across_forks_to_their_end,
+);
 
 /// A primary with small segments, of which nothing but the test writes WAL, and its first base image.
-fn primary() -> Chain {
+fn primary(kind: Kind) -> Chain {
     let options = PgOptions::default()
         .initdb("--data-checksums")
         .initdb("--wal-segsize=1")
         .conf("autovacuum = off")
         .conf("wal_keep_size = 512MB");
-    let chain = Chain::start(TestStore::folder(), options);
+    let chain = Chain::start(TestStore::new(kind), options);
     chain.primary.sql("CREATE TABLE t AS SELECT i, 'base' AS v FROM generate_series(1, 1000) i");
     chain.run("zenith_push", &["base", "--checkpoint=fast"]);
     chain
@@ -40,13 +48,13 @@ fn connection(to: &Pg) -> String {
     format!("host={} user=postgres dbname=postgres", to.socket().display())
 }
 
-/// `pg_basebackup` of a running server into a directory of its own.
-fn copy(of: &Pg) -> Pg {
+/// `pg_basebackup` of the running primary into a directory of its own.
+fn copy_of_the_primary(chain: &Chain) -> Pg {
     let home = pg::server_dir();
     let data = home.path().join("data");
     let options = ["-X", "fetch", "--checkpoint=fast", "--no-sync", "--no-manifest", "-D"];
-    pg::run(of.client("pg_basebackup").args(options).arg(&data));
-    Pg::adopt(home, data)
+    pg::run(chain.primary.client("pg_basebackup").args(options).arg(&data));
+    Pg::adopt(home, data).with_env(chain.store.credentials())
 }
 
 /// Streams from `primary` and archives what it gets as well.
@@ -124,10 +132,10 @@ fn the_newest_is(chain: &Chain, timeline: &str, server: &Pg) {
 
 #[test]
 fn a_failover_in_the_middle_of_a_segment_is_followed_and_what_the_old_primary_wrote_is_kept_apart() {
-    let chain = primary();
+    let chain = primary(Kind::Folder);
     let old = &chain.primary;
     let backup = Backup::take(&chain, &[]);
-    let new = copy(old);
+    let new = copy_of_the_primary(&chain);
     follow(&new, old);
 
     // Both archive the same segments.
@@ -231,9 +239,8 @@ fn promoted_at(chain: &Chain, backup: &Backup, name: &str) -> Pg {
     backup.recover(chain, &[&restore, &target, "archive_mode = on"])
 }
 
-#[test]
-fn of_two_servers_promoted_from_one_base_the_second_is_refused_and_gets_a_timeline_of_its_own() {
-    let chain = primary();
+fn of_two_servers_promoted_from_one_base_the_second_is_refused_and_gets_a_timeline_of_its_own(kind: Kind) {
+    let chain = primary(kind);
     let backup = Backup::take(&chain, &[]);
     insert(&chain.primary, "early");
     restore_point(&chain.primary, "early");
@@ -287,7 +294,7 @@ fn of_two_servers_promoted_from_one_base_the_second_is_refused_and_gets_a_timeli
 
 #[test]
 fn a_promotion_below_what_is_sliced_stops_slicing_with_the_switch_point_and_changes_nothing() {
-    let chain = primary();
+    let chain = primary(Kind::Folder);
     let primary = &chain.primary;
     let backup = Backup::take(&chain, &[]);
     insert(primary, "early");
@@ -322,11 +329,10 @@ fn a_promotion_below_what_is_sliced_stops_slicing_with_the_switch_point_and_chan
     assert_eq!(rows(&branch), "base 1000, early 100");
 }
 
-#[test]
-fn a_clone_that_goes_on_under_the_same_tli_can_spoil_neither_wal_nor_base_images() {
-    let chain = primary();
+fn a_clone_that_goes_on_under_the_same_tli_can_spoil_neither_wal_nor_base_images(kind: Kind) {
+    let chain = primary(kind);
     let primary = &chain.primary;
-    let clone = copy(primary);
+    let clone = copy_of_the_primary(&chain);
     insert(primary, "primary");
     chain.archive();
     insert(primary, "primary");
@@ -365,7 +371,7 @@ fn a_clone_that_goes_on_under_the_same_tli_can_spoil_neither_wal_nor_base_images
 
 #[test]
 fn a_promotion_in_the_middle_of_a_record_goes_on_where_the_record_began() {
-    let chain = primary();
+    let chain = primary(Kind::Folder);
     let primary = &chain.primary;
     let backup = Backup::take(&chain, &[]);
     insert(primary, "before");
@@ -398,9 +404,8 @@ fn a_promotion_in_the_middle_of_a_record_goes_on_where_the_record_began() {
     assert_eq!(rows(&promoted), "base 1000, before 200, promoted 100");
 }
 
-#[test]
-fn a_second_base_image_is_the_remedy_for_a_gap_whose_lsns_are_refused() {
-    let chain = primary();
+fn a_second_base_image_is_the_remedy_for_a_gap_whose_lsns_are_refused(kind: Kind) {
+    let chain = primary(kind);
     let primary = &chain.primary;
     insert(primary, "before");
     restore_point(primary, "before");
@@ -453,9 +458,8 @@ fn a_second_base_image_is_the_remedy_for_a_gap_whose_lsns_are_refused() {
     }
 }
 
-#[test]
-fn stock_recovery_of_the_parents_base_follows_zenith_restore_wal_across_forks_to_their_end() {
-    let chain = primary();
+fn stock_recovery_of_the_parents_base_follows_zenith_restore_wal_across_forks_to_their_end(kind: Kind) {
+    let chain = primary(kind);
     let primary = &chain.primary;
     let backup = Backup::take(&chain, &[]);
     insert(primary, "before the fork");

@@ -9,6 +9,7 @@ pub mod control;
 pub mod disk;
 pub mod env;
 pub mod faults;
+pub mod lost_record;
 pub mod mask;
 #[cfg(feature = "containers")]
 pub mod minio;
