@@ -14,6 +14,7 @@ use parquet::file::metadata::{
 use parquet::file::reader::{ChunkReader, Length};
 use std::ops::Range;
 use std::sync::Arc;
+use zenith_manifest::parquet_pages::decode_foreign;
 use zenith_manifest::{LayerEntry, LayerKind};
 
 /// The longest tail that is read: 128 MB of layer have about 1 MB of it.
@@ -52,6 +53,20 @@ impl Weighed for Footer {
     }
 }
 
+/// The footer, with the payload column's pages where the layer has rows.
+fn parquet_metadata(tail: &Bytes, entry: &LayerEntry) -> Result<ParquetMetaData, ParquetError> {
+    let mut reader = ParquetMetaDataReader::new().with_column_index_policy(PageIndexPolicy::Skip);
+    reader = if entry.kind == LayerKind::Events {
+        reader.with_offset_index_policy(PageIndexPolicy::Skip)
+    } else {
+        reader
+            .with_offset_index_policy(PageIndexPolicy::Required)
+            .with_offset_index_mask(ColumnChunkMask::columns([PAYLOAD_COLUMN]))
+    };
+    reader.try_parse_sized(tail, entry.bytes)?;
+    reader.finish()
+}
+
 /// The range of an object that [`Footer::decode`] wants.
 pub(crate) fn tail_range(object: &str, entry: &LayerEntry) -> Result<Range<u64>, LayerError> {
     match entry.bytes.checked_sub(entry.meta_offset) {
@@ -76,18 +91,10 @@ impl Footer {
         if crc32c::crc32c(&tail) != entry.meta_crc {
             return Err(damaged("the CRC of its footer does not match the manifest"));
         }
-        let unreadable = |error: ParquetError| damaged(&format!("its footer is unreadable: {error}"));
+        let unreadable = |error: String| damaged(&format!("its footer is unreadable: {error}"));
         let events = entry.kind == LayerKind::Events;
-        let mut reader = ParquetMetaDataReader::new().with_column_index_policy(PageIndexPolicy::Skip);
-        reader = if events {
-            reader.with_offset_index_policy(PageIndexPolicy::Skip)
-        } else {
-            reader
-                .with_offset_index_policy(PageIndexPolicy::Required)
-                .with_offset_index_mask(ColumnChunkMask::columns([PAYLOAD_COLUMN]))
-        };
-        reader.try_parse_sized(&tail, entry.bytes).map_err(unreadable)?;
-        let metadata = reader.finish().map_err(unreadable)?;
+        let metadata = decode_foreign(|| parquet_metadata(&tail, entry).map_err(|error| error.to_string()));
+        let metadata = metadata.map_err(unreadable)?;
         let none = Vec::new();
         let pairs = metadata.file_metadata().key_value_metadata().unwrap_or(&none);
         let properties = Properties::from_key_values(object, pairs)?;
@@ -105,7 +112,10 @@ impl Footer {
             return Err(damaged("its footer contradicts itself"));
         }
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-        let arrow = ArrowReaderMetadata::try_new(Arc::new(metadata), options).map_err(unreadable)?;
+        let arrow = decode_foreign(|| {
+            ArrowReaderMetadata::try_new(Arc::new(metadata), options).map_err(|error| error.to_string())
+        });
+        let arrow = arrow.map_err(unreadable)?;
         if !events && !same_columns(&arrow) {
             return Err(damaged("its columns are not those of a layer"));
         }

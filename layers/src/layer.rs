@@ -19,6 +19,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
+use zenith_manifest::parquet_pages::{decode_foreign, pages_within};
 use zenith_manifest::{LayerEntry, LayerKind};
 use zenith_pgformat::{BLCKSZ, Lsn};
 
@@ -26,6 +27,9 @@ use zenith_pgformat::{BLCKSZ, Lsn};
 const GAP_BYTES_MAX: u64 = 64 << 10;
 /// ... into requests of at most this length.
 const SPAN_BYTES_MAX: u64 = 4 << 20;
+
+/// Larger columns of a row group are refused, whatever its number of rows.
+const COLUMNS_BYTES_MAX: u64 = 64 << 20;
 
 /// An open layer. A clone is cheap.
 #[derive(Clone, Debug)]
@@ -41,6 +45,12 @@ pub struct Layer {
 pub(crate) struct Pick {
     pub(crate) group: u32,
     pub(crate) found: Found,
+}
+
+/// The most that the pages of some columns of so many rows take, decompressed: no column but the payload, which is decoded
+/// otherwise, is wider than the name of a restore point.
+fn decoded_max(rows: usize) -> u64 {
+    (rows as u64).saturating_mul(512).min(COLUMNS_BYTES_MAX) + (64 << 10)
 }
 
 type Fetch<'a> = Shared<BoxFuture<'a, Result<Bytes, LayerError>>>;
@@ -160,20 +170,22 @@ impl Layer {
         let rows = self.group(group)?.entry.rows as usize;
         let mask = ProjectionMask::leaves(arrow.metadata().file_metadata().schema_descr(), columns);
         let unreadable = |error: String| self.damaged(format!("row group {group} is unreadable: {error}"));
-        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(part, arrow.clone())
-            .with_projection(mask)
-            .with_row_groups(vec![group as usize])
-            .with_batch_size(rows)
-            .build()
-            .map_err(|error| unreadable(error.to_string()))?;
-        let schema = reader.schema();
-        let batches = reader.collect::<Result<Vec<_>, _>>().map_err(|error| unreadable(error.to_string()))?;
-        let batch = match <[RecordBatch; 1]>::try_from(batches) {
-            Ok([batch]) => batch,
-            Err(batches) => {
-                concat_batches(&schema, &batches).map_err(|error| unreadable(error.to_string()))?
+        pages_within(decoded_max(rows), &part.bytes).map_err(unreadable)?;
+        let batch = decode_foreign(|| {
+            let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(part, arrow.clone())
+                .with_projection(mask)
+                .with_row_groups(vec![group as usize])
+                .with_batch_size(rows)
+                .build()
+                .map_err(|error| error.to_string())?;
+            let schema = reader.schema();
+            let batches = reader.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
+            match <[RecordBatch; 1]>::try_from(batches) {
+                Ok([batch]) => Ok(batch),
+                Err(batches) => concat_batches(&schema, &batches).map_err(|error| error.to_string()),
             }
-        };
+        });
+        let batch = batch.map_err(unreadable)?;
         if batch.num_rows() == rows { Ok(batch) } else { Err(unreadable("rows are missing".to_owned())) }
     }
 

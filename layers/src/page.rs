@@ -1,13 +1,13 @@
 //! One data page of the `payload` column, decoded: the unit that the block cache holds.
 //!
 //! Parquet's own reader goes through its general machinery for every page; a point read needs one page of one column
-//! in one known shape (data page V1, required byte arrays, PLAIN, zstd), so that shape is decoded here. The page
-//! header is Thrift's compact protocol (parquet.thrift `PageHeader`). Whatever does not fit is an error; what is
-//! decoded is checked by the rows' CRCs afterwards.
+//! in one known shape (data page V1, required byte arrays, PLAIN, zstd), so that shape is decoded here. Whatever does
+//! not fit is an error; what is decoded is checked by the rows' CRCs afterwards.
 
 use crate::cache::Weighed;
 use bytes::Bytes;
 use std::cell::RefCell;
+use zenith_manifest::parquet_pages::PageHeader;
 
 /// Where a data page of the `payload` column lies and what is in it: verified with the footer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +35,7 @@ pub(crate) struct Block {
 impl Block {
     /// Decodes the stored bytes of a page. `Err` says what does not fit.
     pub(crate) fn decode(page: &PageRef, stored: &[u8]) -> Result<Block, String> {
-        let (header, body) = Header::decode(stored).ok_or("a page header is unreadable")?;
+        let (header, body) = PageHeader::decode(stored).ok_or("a page header is unreadable")?;
         let fits = header.page_type == Some(DATA_PAGE)
             && header.uncompressed.map(u32::try_from) == Some(Ok(page.decoded))
             && header.compressed.map(usize::try_from) == Some(Ok(body.len()))
@@ -98,147 +98,6 @@ fn decompress(body: &[u8], decoded: usize) -> Result<Vec<u8>, String> {
 
 const DATA_PAGE: i64 = 0;
 const PLAIN: i64 = 0;
-/// Structures in structures: a page header has two levels, three with statistics.
-const DEPTH_MAX: u32 = 8;
-
-#[derive(Default)]
-struct Header {
-    page_type: Option<i64>,
-    uncompressed: Option<i64>,
-    compressed: Option<i64>,
-    values: Option<i64>,
-    encoding: Option<i64>,
-}
-
-impl Header {
-    /// The header and what follows it.
-    fn decode(bytes: &[u8]) -> Option<(Header, &[u8])> {
-        let mut header = Header::default();
-        let mut input = Thrift { bytes };
-        let mut id = 0i64;
-        while let Some((next, kind)) = input.field(id)? {
-            id = next;
-            match (id, kind) {
-                (1, I32) => header.page_type = Some(input.zigzag()?),
-                (2, I32) => header.uncompressed = Some(input.zigzag()?),
-                (3, I32) => header.compressed = Some(input.zigzag()?),
-                (5, STRUCT) => header.data_page(&mut input)?,
-                (_, kind) => input.skip(kind, 0)?,
-            }
-        }
-        Some((header, input.bytes))
-    }
-
-    /// `DataPageHeader`.
-    fn data_page(&mut self, input: &mut Thrift<'_>) -> Option<()> {
-        let mut id = 0i64;
-        while let Some((next, kind)) = input.field(id)? {
-            id = next;
-            match (id, kind) {
-                (1, I32) => self.values = Some(input.zigzag()?),
-                (2, I32) => self.encoding = Some(input.zigzag()?),
-                (_, kind) => input.skip(kind, 0)?,
-            }
-        }
-        Some(())
-    }
-}
-
-const TRUE: u8 = 1;
-const FALSE: u8 = 2;
-const BYTE: u8 = 3;
-const I16: u8 = 4;
-const I32: u8 = 5;
-const I64: u8 = 6;
-const DOUBLE: u8 = 7;
-const BINARY: u8 = 8;
-const LIST: u8 = 9;
-const SET: u8 = 10;
-const STRUCT: u8 = 12;
-
-/// Thrift's compact protocol, as much of it as a page header can hold.
-struct Thrift<'a> {
-    bytes: &'a [u8],
-}
-
-impl Thrift<'_> {
-    fn byte(&mut self) -> Option<u8> {
-        let (first, rest) = self.bytes.split_first()?;
-        self.bytes = rest;
-        Some(*first)
-    }
-
-    fn varint(&mut self) -> Option<u64> {
-        let mut value = 0u64;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            value |= u64::from(byte & 0x7F) << shift;
-            if byte & 0x80 == 0 {
-                return Some(value);
-            }
-        }
-        None
-    }
-
-    fn zigzag(&mut self) -> Option<i64> {
-        let value = self.varint()?;
-        Some((value >> 1) as i64 ^ -((value & 1) as i64))
-    }
-
-    /// Number and type of the next field; `Some(None)` at the structure's end.
-    fn field(&mut self, last: i64) -> Option<Option<(i64, u8)>> {
-        let byte = self.byte()?;
-        if byte == 0 {
-            return Some(None);
-        }
-        let id = match byte >> 4 {
-            0 => self.zigzag()?,
-            delta => last.checked_add(i64::from(delta))?,
-        };
-        Some(Some((id, byte & 15)))
-    }
-
-    fn skip(&mut self, kind: u8, depth: u32) -> Option<()> {
-        if depth > DEPTH_MAX {
-            return None;
-        }
-        match kind {
-            TRUE | FALSE => {}
-            BYTE => {
-                self.byte()?;
-            }
-            I16 | I32 | I64 => {
-                self.varint()?;
-            }
-            DOUBLE => self.bytes = self.bytes.get(8..)?,
-            BINARY => {
-                let length = usize::try_from(self.varint()?).ok()?;
-                self.bytes = self.bytes.get(length..)?;
-            }
-            LIST | SET => {
-                let head = self.byte()?;
-                let count = if head >> 4 == 15 { self.varint()? } else { u64::from(head >> 4) };
-                for _ in 0..count {
-                    // In a list a truth value takes a byte, so every element takes at least one.
-                    if matches!(head & 15, TRUE | FALSE) {
-                        self.byte()?;
-                    } else {
-                        self.skip(head & 15, depth + 1)?
-                    }
-                }
-            }
-            STRUCT => {
-                let mut id = 0;
-                while let Some((next, kind)) = self.field(id)? {
-                    id = next;
-                    self.skip(kind, depth + 1)?;
-                }
-            }
-            _ => return None,
-        }
-        Some(())
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -3,6 +3,7 @@
 
 use crate::entry::{BaseId, KeyBytes, LayerEntry, LayerKind};
 use crate::error::ManifestError;
+use crate::parquet_pages::{decode_foreign, pages_within};
 use crate::root::IndexPageRef;
 use arrow_array::{
     Array, ArrayRef, FixedSizeBinaryArray, Int64Array, RecordBatch, StringArray, UInt32Array, UInt64Array,
@@ -13,7 +14,7 @@ use object_store::path::Path;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::metadata::KeyValue;
+use parquet::file::metadata::{KeyValue, RowGroupMetaData};
 use parquet::file::properties::WriterProperties;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -136,14 +137,22 @@ pub(crate) fn decode_page(
     if crc32c::crc32c(bytes) != page.crc {
         return Err(damaged("its checksum does not match the manifest's".to_owned()));
     }
-    let entries = read(bytes).map_err(damaged)?;
+    if page.entries > PAGE_ENTRIES_MAX as u64 {
+        return Err(damaged(format!("the manifest says that it has {} entries", page.entries)));
+    }
+    let entries = decode_foreign(|| read(bytes, page.entries)).map_err(damaged)?;
     if entries.len() as u64 != page.entries {
         return Err(damaged(format!("it has {} entries instead of {}", entries.len(), page.entries)));
     }
     Ok(entries)
 }
 
-fn read(bytes: &Bytes) -> Result<Vec<LayerEntry>, String> {
+/// The most that the pages of `entries` entries take, decompressed: twice what the widest values do.
+fn decoded_max(entries: u64) -> u64 {
+    entries * 512 + (64 << 10)
+}
+
+fn read(bytes: &Bytes, entries: u64) -> Result<Vec<LayerEntry>, String> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(bytes.clone()).map_err(|e| e.to_string())?;
     let metadata = builder.metadata().file_metadata().key_value_metadata().cloned().unwrap_or_default();
     let value = |name: &str| {
@@ -155,6 +164,13 @@ fn read(bytes: &Bytes) -> Result<Vec<LayerEntry>, String> {
             value("zenith.format"),
             value("zenith.encryption")
         ));
+    }
+    let mut left = decoded_max(entries);
+    for column in builder.metadata().row_groups().iter().flat_map(RowGroupMetaData::columns) {
+        let (start, length) = column.byte_range();
+        let range = usize::try_from(start).ok().zip(usize::try_from(start.saturating_add(length)).ok());
+        let chunk = range.and_then(|(start, end)| bytes.get(start..end)).ok_or("a column is cut off")?;
+        left -= pages_within(left, chunk)?;
     }
     let reader = builder.build().map_err(|e| e.to_string())?;
     let mut entries = Vec::new();

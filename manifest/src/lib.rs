@@ -11,6 +11,7 @@ pub mod error;
 pub mod identity;
 pub mod index;
 pub mod names;
+pub mod parquet_pages;
 pub mod root;
 mod sequence;
 mod spill;

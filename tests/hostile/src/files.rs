@@ -138,11 +138,7 @@ pub(crate) fn page(input: &[u8]) -> bool {
     }
     for kind in PageKind::ALL.into_iter().chain([PageKind::guess(&page)]) {
         for block in [0, 1] {
-            let mut masked = page;
-            mask(&mut masked, kind, block);
-            let once = masked;
-            mask(&mut masked, kind, block);
-            assert!(masked == once, "masking {kind:?} twice");
+            mask(&mut page.clone(), kind, block);
         }
     }
     true

@@ -6,6 +6,9 @@
 
 #![allow(clippy::unwrap_used, reason = "only tests use this: a broken expectation is a failed test")]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+
 mod files;
 mod layer;
 pub mod mutate;
@@ -83,9 +86,19 @@ pub fn find(name: &str) -> &'static Target {
     TARGETS.iter().find(|target| target.name == name).unwrap()
 }
 
-/// Runs the one with this name on this input: what a fuzzer calls.
+/// Runs the one with this name on this input: what a fuzzer calls. A panic that the product catches is none.
 pub fn run(name: &str, input: &[u8]) {
-    let _ = (find(name).run)(input);
+    static HOOK: Once = Once::new();
+    // libFuzzer's own ends the process at every panic, and one that prints would make the log too long.
+    HOOK.call_once(|| std::panic::set_hook(Box::new(|_| {})));
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (find(name).run)(input))) {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        eprintln!(
+            "{name} panicked: {}",
+            text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?")
+        );
+        std::process::abort();
+    }
 }
 
 /// Writes the samples of one of them, a file each, into the folder that `ZENITH_SEEDS` names: what a fuzzer begins with.
