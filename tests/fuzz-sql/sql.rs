@@ -24,7 +24,7 @@ pub(crate) fn setup(dice: &mut Dice, spread: bool) -> Vec<String> {
         "CREATE TABLESPACE s0 LOCATION ''".to_owned(),
         format!("CREATE TABLE load ({COLUMNS}); CREATE INDEX ON load USING gin (words); CREATE INDEX ON load USING hash (n)"),
         "CREATE TABLE fixed (id int PRIMARY KEY, n int); INSERT INTO fixed SELECT i, 0 FROM generate_series(1, 150) i".to_owned(),
-        "CREATE SEQUENCE q0; CREATE SEQUENCE q1; SELECT nextval('q0')".to_owned(),
+        "CREATE SEQUENCE q0; CREATE SEQUENCE q1; CREATE SEQUENCE loads; SELECT nextval('q0')".to_owned(),
     ];
     for number in 0..TABLES {
         if dice.percent(70) {
@@ -372,14 +372,14 @@ pub(crate) fn in_a_database(dice: &mut Dice) -> String {
 }
 
 /// Writes for as long as it is let: a transaction every few milliseconds, so that a fast machine writes little more than
-/// a slow one.
+/// a slow one. Its table and sequence are its own: an open session may have locked any other.
 pub(crate) fn load(dice: &mut Dice) -> String {
     let row = rows(dice, "load", 3);
     format!(
         "DO $$ BEGIN FOR step IN 1..20000 LOOP {row}; UPDATE load SET n = n + 1 WHERE id % 50 = step % 50; \
          IF step % 9 = 0 THEN DELETE FROM load WHERE id % 31 = step % 31; END IF; \
          IF step % 13 = 0 THEN CREATE TABLE passing AS SELECT 1 AS i; DROP TABLE passing; END IF; \
-         PERFORM nextval('q0'); PERFORM pg_sleep(0.003); \
+         PERFORM nextval('loads'); PERFORM pg_sleep(0.003); \
          IF step % 10 = 3 THEN ROLLBACK; ELSE COMMIT; END IF; END LOOP; END $$"
     )
 }
