@@ -24,7 +24,7 @@ export PATH := $(if $(CARGO_HOME),$(CARGO_HOME)/bin:)$(HOME)/.cargo/bin:$(PATH)
 CARGO := umask 022 && cargo
 
 .NOTPARALLEL:
-.PHONY: help setup setup-test build commands demo test differential fuzz fuzz-sql fuzz-kills lint doc clean
+.PHONY: help setup setup-test build commands demo test differential fuzz fuzz-sql fuzz-kills flips lint doc clean
 
 help:
 	@echo "make demo   the main job on a folder store: archive, lose a table, restore"
@@ -33,6 +33,7 @@ help:
 	@echo "make fuzz   libFuzzer over every decoder; TARGET=wal_record for one of them, SECONDS=60 for each"
 	@echo "make fuzz-sql    random workloads beside PostgreSQL's own recovery; SEEDS=10 of them from FIRST=1 on"
 	@echo "make fuzz-kills  commands killed at random moments, and two at once; KILLS=20, FIRST=1"
+	@echo "make flips  10,000 random bits of a larger store flipped, every page read back"
 	@echo "make build  the commands, in $(CARGO_TARGET_DIR)/debug"
 	@echo "make clean  removes what was built"
 
@@ -78,6 +79,10 @@ fuzz-sql: setup-test build
 
 fuzz-kills: setup-test build
 	$(FUZZ_SQL) many_kills_lose_nothing
+
+# docs/edge-cases.md, "Damage": five minutes.
+flips: setup-test build
+	$(CARGO) test --locked --workspace --test random_flips -- --ignored --nocapture
 
 lint: setup
 	cargo fmt --all --check

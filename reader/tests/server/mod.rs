@@ -22,7 +22,7 @@ use zenith_testkit::pg::{Pg, command, run};
 
 /// A cluster in a store in memory whose WAL comes from a server's own `pg_wal`.
 pub(crate) struct Cluster {
-    store: Store,
+    pub(crate) store: Store,
     env: Env,
     identity: Identity,
     paths: TimelinePaths,

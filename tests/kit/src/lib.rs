@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "only tests use this: a broken expectation is a failed test")]
 
+pub mod clock;
 pub mod commands;
 pub mod conformance;
 pub mod control;
@@ -9,6 +10,7 @@ pub mod control;
 pub mod disk;
 pub mod env;
 pub mod faults;
+pub mod flips;
 pub mod lost_record;
 pub mod mask;
 #[cfg(feature = "containers")]
