@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use uuid::Uuid;
+use uuid::{NoContext, Timestamp, Uuid};
 
 /// Time. Used for pauses, time-outs and labels, never to decide what is safe (I7).
 #[async_trait::async_trait]
@@ -67,13 +67,35 @@ impl Clock for SystemClock {
     }
 }
 
-/// Version-7 UUIDs: unique, and sorted roughly by time in a listing.
+/// Version-7 UUIDs: sorted roughly by time in a listing, and unique by 74 random bits, whatever the clock says.
 #[derive(Debug)]
 struct RandomIds;
 
 #[allow(clippy::disallowed_methods, reason = "the one place where ids are drawn")]
 impl IdSource for RandomIds {
     fn fresh(&self) -> Uuid {
-        Uuid::now_v7()
+        id_at(SystemTime::now())
+    }
+}
+
+/// A clock before 1970 counts as 1970.
+fn id_at(now: SystemTime) -> Uuid {
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Uuid::new_v7(Timestamp::from_unix(NoContext, since.as_secs(), since.subsec_nanos()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn ids_are_unique_however_often_the_clock_says_the_same_time_or_one_that_there_was_never() {
+        let year = Duration::from_secs(365 * 86400);
+        let epoch = SystemTime::UNIX_EPOCH;
+        let times = [epoch, epoch - year, epoch + 57 * year, epoch + 300 * year, epoch + 100_000 * year];
+        let drawn = (0..1000).flat_map(|_| times).map(id_at);
+        assert_eq!(drawn.collect::<BTreeSet<Uuid>>().len(), 5000);
+        assert!(id_at(epoch + year) < id_at(epoch + 2 * year));
     }
 }

@@ -1,6 +1,6 @@
 //! What went wrong at the store, told by what the caller should do about it.
 
-use crate::http::Attempts;
+use crate::http::{Attempts, ClocksApart};
 use object_store::client::{HttpError, HttpErrorKind};
 use std::error::Error as StdError;
 use std::io;
@@ -56,6 +56,22 @@ pub enum StoreError {
         /// The last failure.
         reason: String,
     },
+    /// The store refuses requests because they are signed with another time than its own. Trying again helps once the clocks
+    /// agree, which is what time synchronisation is for.
+    #[error(
+        "the store refuses the request for {object} ({reason}): its clock says {there}, and this machine's {here}; set the \
+         clock that is wrong, and try again"
+    )]
+    ClocksApart {
+        /// Which object.
+        object: String,
+        /// The store's own words.
+        reason: String,
+        /// The time by this machine's clock, RFC 3339.
+        here: String,
+        /// The time by the store's.
+        there: String,
+    },
     /// A request that creates the object failed in a way that leaves open whether it was applied, and reading
     /// back did not settle it (I5). Nothing may be deleted because of it; try again.
     #[error("whether {object} was created is not known: {reason}; run the command again")]
@@ -79,9 +95,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the same request may succeed later without anybody changing anything.
+    /// Whether the same request may succeed later without anybody changing anything of Zenith's or the store's.
     pub fn is_transient(&self) -> bool {
-        matches!(self, StoreError::Unavailable { .. } | StoreError::Unknown { .. })
+        matches!(
+            self,
+            StoreError::Unavailable { .. } | StoreError::Unknown { .. } | StoreError::ClocksApart { .. }
+        )
     }
 
     /// Whether the object does not exist.
@@ -107,6 +126,10 @@ impl StoreError {
     pub fn from_request(object: &impl ToString, error: &object_store::Error) -> StoreError {
         use object_store::Error as E;
         let (object, reason) = (object.to_string(), reason(error));
+        if let Some(apart) = causes(error).find_map(|cause| cause.downcast_ref::<ClocksApart>()) {
+            let (here, there) = (apart.here.clone(), apart.there.clone());
+            return StoreError::ClocksApart { object, reason, here, there };
+        }
         match error {
             // Must not pass for a missing object: restore_command would say "not in the archive".
             E::NotFound { .. } if is_about_the_bucket(&reason) => StoreError::Refused { object, reason },
@@ -186,6 +209,9 @@ fn reason(error: &object_store::Error) -> String {
              AWS_SECRET_ACCESS_KEY, or name them in zenith.toml)",
         );
     }
+    if ["certificate expired", "certificate not valid yet"].iter().any(|words| line.contains(words)) {
+        line.push_str(" (is this machine's clock right?)");
+    }
     if line.chars().count() > REASON_CHARS_MAX {
         line = line.chars().take(REASON_CHARS_MAX).chain("...".chars()).collect();
     }
@@ -254,6 +280,14 @@ mod tests {
             sorted,
             StoreError::Denied { object: "a/b".into(), reason: "AccessDenied: Access Denied.".into() }
         );
+    }
+
+    #[test]
+    fn a_certificate_out_of_its_time_makes_one_look_at_the_clock() {
+        let words = "invalid peer certificate: certificate not valid yet: verification time 1 (UNIX)";
+        let error = generic(HttpError::new(HttpErrorKind::Connect, io::Error::other(words)));
+        let sorted = StoreError::from_request(&"a", &error);
+        assert!(sorted.is_transient() && sorted.to_string().contains("clock right?"), "{sorted}");
     }
 
     #[test]

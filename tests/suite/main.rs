@@ -2,6 +2,7 @@
 
 mod admin;
 mod bad_input;
+mod clocks;
 mod debian;
 mod documents;
 mod edges;

@@ -4,6 +4,9 @@ use super::gather::{Status, TimelineStatus};
 use crate::cli::units;
 use std::time::{Duration, SystemTime};
 
+/// The store's clock and this machine's may differ by so much before ages are wrong enough to say so.
+const CLOCKS_APART_MAX: Duration = Duration::from_secs(300);
+
 /// What is wrong, one sentence each, naming cluster and timeline.
 pub fn problems(status: &Status, now: SystemTime, max_age: Duration) -> Vec<String> {
     if status.clusters.iter().all(|cluster| cluster.timelines.is_empty()) {
@@ -34,6 +37,16 @@ fn timeline_problems(timeline: &TimelineStatus, now: SystemTime, max_age: Durati
             units::duration(age)
         )),
         Some(_) => {}
+    }
+    // Every age would be none, and nothing too old.
+    if let Some(ahead) = timeline.times.last_archived.and_then(|then| then.duration_since(now).ok())
+        && ahead > CLOCKS_APART_MAX
+    {
+        problems.push(format!(
+            "the newest WAL file was archived {} after what this machine's clock says now, so that nothing can be told about \
+             ages: set this machine's clock, or the store's",
+            units::duration(ahead)
+        ));
     }
     // Pushes run in parallel, so that a later file may be there first for a moment.
     if let Some(missing) = &timeline.missing
@@ -126,6 +139,17 @@ mod tests {
         gap.missing = Some(Missing { segment: "A".to_owned(), next: "B".to_owned() });
         gap.times.behind_missing = ago(900);
         assert!(problems_of(gap)[0].contains("segment A is missing while B is there"));
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_the_stores_is_a_problem_and_no_sign_of_health() {
+        let mut behind = healthy();
+        behind.times.last_archived = Some(now() + Duration::from_secs(7200));
+        let problems = problems_of(behind);
+        assert!(problems[0].contains("2 h 00 min after what this machine's clock says"), "{problems:?}");
+        let mut nearly = healthy();
+        nearly.times.last_archived = Some(now() + Duration::from_secs(200));
+        assert_eq!(problems_of(nearly), Vec::<String>::new());
     }
 
     #[test]

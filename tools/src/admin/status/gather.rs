@@ -59,7 +59,7 @@ pub struct TimelineStatus {
     pub sliced: Option<Position>,
     /// How far WAL is archived, without gaps, from where it is sliced.
     pub archived: Option<Position>,
-    /// When the newest WAL file was archived, by the store's clock.
+    /// When the last WAL segment was archived, by the store's clock.
     pub last_archived_at: Option<String>,
     /// A segment that is missing while later ones are there.
     pub missing: Option<Missing>,
@@ -220,18 +220,20 @@ async fn timeline(session: &Session, id: TimelineId, names: Vec<String>) -> anyh
     for entry in &entries {
         layers.entry(format!("{:?}", entry.kind).to_lowercase()).or_default().add(entry.bytes);
     }
+    // The last ones: where the server's clock was once ahead, earlier ones say later times.
     let newest = entries
         .iter()
         .filter(|entry| entry.kind == LayerKind::Events)
-        .filter_map(|entry| entry.max_time)
-        .max();
+        .max_by_key(|entry| entry.lsn_to)
+        .and_then(|entry| entry.max_time);
     let archive = session.archive(&identity)?;
     let segment_size = archive.segment_size();
     let begin = root.sliced.as_ref().map(|sliced| (sliced.tli, sliced.lsn));
     let wal = listed_wal(session, &identity, segment_size).await?;
     let follow = follow(&archive, &wal, begin).await?;
     let unsliced_since = unsliced_since(&follow, &root, segment_size);
-    let times = Times { last_archived: wal.newest, behind_missing: follow.behind_missing, unsliced_since };
+    let last_archived = wal.last_stored(follow.archived.as_ref().map(|position| position.tli));
+    let times = Times { last_archived, behind_missing: follow.behind_missing, unsliced_since };
     let zone = jiff::tz::TimeZone::system();
     Ok(TimelineStatus {
         names,
@@ -312,6 +314,15 @@ pub(super) struct ListedWal {
     newest: Option<SystemTime>,
     /// Complete segments: when each was stored.
     pub(super) segments: BTreeMap<(Tli, u64), SystemTime>,
+}
+
+impl ListedWal {
+    /// When the last segment of the TLI that is followed was stored. By its number: a file that was stored while the store's
+    /// clock was wrong would be the newest one for long. Without such a segment it is the newest file.
+    fn last_stored(&self, tli: Option<Tli>) -> Option<SystemTime> {
+        let of_tli = |tli| self.segments.range((tli, 0)..=(tli, u64::MAX)).next_back();
+        tli.and_then(of_tli).map(|(_, stored)| *stored).or(self.newest)
+    }
 }
 
 async fn listed_wal(session: &Session, identity: &Identity, size: WalSegSize) -> anyhow::Result<ListedWal> {
@@ -423,6 +434,18 @@ mod tests {
         let followed = follow_along(&wal, None, 1, at(3), WalSegSize::DEFAULT);
         assert_eq!(followed.archived, Some(Position { tli: 1, lsn: at(5), time: None }));
         assert_eq!(followed.missing, None);
+    }
+
+    #[test]
+    fn a_segment_that_was_stored_while_the_clock_was_wrong_does_not_count_once_another_one_follows() {
+        let mut wal = wal(&[(1, 2), (1, 3), (1, 4), (2, 3)]);
+        let year = Duration::from_secs(365 * 86400);
+        wal.segments.insert((1, 3), UNIX_EPOCH + 80 * year);
+        wal.newest = Some(UNIX_EPOCH + 80 * year);
+        assert_eq!(wal.last_stored(Some(1)), Some(UNIX_EPOCH + Duration::from_secs(4)));
+        assert_eq!(wal.last_stored(Some(2)), Some(UNIX_EPOCH + Duration::from_secs(3)));
+        assert_eq!(wal.last_stored(Some(3)), wal.newest);
+        assert_eq!(wal.last_stored(None), wal.newest);
     }
 
     #[test]

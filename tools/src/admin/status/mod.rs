@@ -16,7 +16,8 @@ pub struct StatusArgs {
     /// Print metrics in Prometheus' text format
     #[arg(long, conflicts_with = "json")]
     pub prometheus: bool,
-    /// Exit with 1 if WAL is missing, the slicer has stopped or the archive is older than this, such as 10min
+    /// Exit with 1 if WAL is missing, the slicer has stopped or the archive is older than this, such as 10min, or where this
+    /// machine's clock is behind the store's
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     pub max_age: Option<Duration>,
 }

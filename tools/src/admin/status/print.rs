@@ -4,7 +4,7 @@ use super::gather::{Position, Status, TimelineStatus};
 use crate::cli::units;
 use serde::Serialize;
 use std::fmt::Write;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// The JSON document.
 #[derive(Serialize)]
@@ -63,8 +63,13 @@ fn timeline_text(
     for range in &timeline.lost {
         writeln!(text, "  cannot be restored: past {}, before {} (WAL is missing)", range.from, range.to)?;
     }
-    let age = timeline.times.last_archived.and_then(|then| now.duration_since(then).ok());
-    let age = age.map(|age| format!(", newest file {} ago", units::duration(age))).unwrap_or_default();
+    let age = match timeline.times.last_archived.map(|then| now.duration_since(then)) {
+        Some(Ok(age)) => format!(", newest file {} ago", units::duration(age)),
+        Some(Err(ahead)) if ahead.duration() >= Duration::from_secs(1) => {
+            format!(", newest file {} ahead of this machine's clock", units::duration(ahead.duration()))
+        }
+        _ => String::new(),
+    };
     writeln!(text, "  archived: {}{age}", position(timeline.archived.as_ref()))?;
     writeln!(text, "  sliced:   {}", position(timeline.sliced.as_ref()))?;
     if let Some(missing) = &timeline.missing {
@@ -114,9 +119,11 @@ const METRICS: [Metric; 10] = [
     ("zenith_sliced_lsn_bytes", "End of the sliced WAL.", |t, _| {
         t.sliced.as_ref().map(|position| position.lsn.0 as f64)
     }),
-    ("zenith_archive_age_seconds", "Time since the newest WAL file was archived.", |t, now| {
-        t.times.last_archived.map(|then| seconds(then, now))
-    }),
+    (
+        "zenith_archive_age_seconds",
+        "Time since the last WAL segment was archived; below 0 by a clock that is behind.",
+        |t, now| t.times.last_archived.map(|then| seconds(then, now)),
+    ),
     (
         "zenith_unsliced_age_seconds",
         "Time since the oldest WAL was archived that is not sliced.",
@@ -131,8 +138,12 @@ const METRICS: [Metric; 10] = [
     ("zenith_wal_bytes", "Bytes of archived WAL files.", |t, _| Some(t.wal.bytes as f64)),
 ];
 
+/// Below 0 where the store's clock is ahead of this machine's.
 fn seconds(then: SystemTime, now: SystemTime) -> f64 {
-    now.duration_since(then).unwrap_or_default().as_secs_f64()
+    match now.duration_since(then) {
+        Ok(age) => age.as_secs_f64(),
+        Err(ahead) => -ahead.duration().as_secs_f64(),
+    }
 }
 
 /// In Prometheus' text format; with problems counted where they were looked for.
