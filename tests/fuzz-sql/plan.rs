@@ -55,6 +55,9 @@ pub(crate) enum Moment {
 pub(crate) struct Plan {
     /// How the primary is made.
     pub(crate) settings: Settings,
+    /// Whether the primary logs every page that a record changes (`wal_consistency_checking`), and `zenith check --wal`
+    /// compares with them.
+    pub(crate) checked: bool,
     /// What happens before the first base image.
     pub(crate) setup: Vec<String>,
     /// What happens after it.
@@ -86,6 +89,7 @@ impl Plan {
         let late = if dice.percent(25) { Moment::End } else { Moment::Record(dice.share()) };
         Plan {
             settings,
+            checked: Dice::new(seed, "consistency checking").percent(30),
             setup,
             steps: writer.steps,
             slice_at_the_end: dice.percent(60),
@@ -265,6 +269,12 @@ mod tests {
         assert!(holds(18, |step| matches!(step, Step::Crash(Crash::Immediate, _))));
         assert!(holds(18, |step| matches!(step, Step::Slice)));
         assert_eq!(Plan::of(18).settings.store, zenith_testkit::store::Kind::Minio);
+    }
+
+    #[test]
+    fn some_plans_are_checked_with_every_page_and_others_go_without_those() {
+        let checked = (0..300).filter(|seed| Plan::of(*seed).checked).count();
+        assert!((60..120).contains(&checked), "{checked}");
     }
 
     #[test]

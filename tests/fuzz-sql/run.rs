@@ -7,8 +7,10 @@ use crate::wal::Archived;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use tempfile::TempDir;
+use zenith_pgformat::Lsn;
 use zenith_store::Env;
 use zenith_testkit::oracle::{insert_lsn, wal_segment_size};
+use zenith_testkit::outcome::{ended, said};
 use zenith_testkit::pg::{self, Pg, StopMode};
 
 /// So many differences are shown.
@@ -26,7 +28,11 @@ pub(crate) fn differences(target: &Target, mut different: Vec<String>) -> String
 /// With `ZENITH_FUZZ_KEEP` set, what differs is left in place.
 pub(crate) fn seed(seed: u64) -> Result<String, String> {
     let plan = Plan::of(seed);
-    let mut primary = Primary::start(&plan.settings, Archiving::Zenith);
+    let mut settings = plan.settings.clone();
+    if plan.checked {
+        settings.lines.push("wal_consistency_checking = all".to_owned());
+    }
+    let mut primary = Primary::start(&settings, Archiving::Zenith);
     primary.set_up(&plan);
     pg::run(&mut primary.zenith("zenith_push", &["base", "--checkpoint=fast"]));
     let base = primary.plain_base();
@@ -47,6 +53,7 @@ pub(crate) fn seed(seed: u64) -> Result<String, String> {
     let archived = Archived::read(primary.plain(), wal_segment_size(&primary.server), from, to);
     let oracle = Oracle { primary: &primary, plan: &plan, base: &base, archived: &archived };
     let mut compared = Compared::default();
+    let checked = if plan.checked { check(&primary, to)? } else { 0 };
     for (index, moment) in plan.moments.iter().enumerate() {
         let target = Target::of(*moment, &archived, &primary.names);
         let (theirs, ours) = (oracle.recover(&target), oracle.restore(&target));
@@ -63,7 +70,7 @@ pub(crate) fn seed(seed: u64) -> Result<String, String> {
     }
     let count = |what: fn(&Step) -> bool| plan.steps.iter().filter(|step| what(step)).count();
     Ok(format!(
-        "{:?}, {} statements, {} refused, {} crashes, {} base images, {} records; {} moments, {} pages, {} leftovers",
+        "{:?}, {} statements, {} refused, {} crashes, {} base images, {} records; {} moments, {} pages, {} leftovers, {checked} pages checked",
         plan.settings.store,
         primary.said,
         primary.errors().0,
@@ -74,6 +81,18 @@ pub(crate) fn seed(seed: u64) -> Result<String, String> {
         compared.pages,
         compared.leftovers,
     ))
+}
+
+/// Has `zenith check --wal` redo everything up to `to`, whole and as it is stored, beside the pages that the primary
+/// logged; how many of them there were.
+fn check(primary: &Primary, to: Lsn) -> Result<u64, String> {
+    let output = ended(&mut primary.zenith("zenith", &["--json", "check", "--wal", "--to", &to.to_string()]));
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout)
+        .map_err(|error| format!("zenith check --wal: {error}\n{}", said(&output)))?;
+    match (found["differences"].as_u64(), found["images"].as_u64()) {
+        (Some(0), Some(images @ 1..)) => Ok(images),
+        _ => Err(format!("zenith check --wal: {found:#}")),
+    }
 }
 
 /// Leaves everything where it is and says where.
@@ -102,7 +121,7 @@ pub(crate) fn many(
                 while let Some(seed) = next() {
                     let begun = clock.elapsed();
                     let ended = catch_unwind(AssertUnwindSafe(|| job(seed)))
-                        .unwrap_or_else(|panic| Err(said(&*panic)));
+                        .unwrap_or_else(|panic| Err(panicked(&*panic)));
                     let took = (clock.elapsed() - begun).as_secs_f64();
                     let mut done = done.lock().expect("nothing fails under the lock");
                     done.0 += 1;
@@ -122,7 +141,7 @@ pub(crate) fn many(
     assert!(failed.is_empty(), "again: make {target} FIRST={}", failed[0]);
 }
 
-fn said(panic: &(dyn std::any::Any + Send)) -> String {
+fn panicked(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
         .unwrap_or_else(|| "a panic".to_owned())

@@ -125,6 +125,29 @@ fn count(report: &Value, name: &str) -> u64 {
 }
 
 #[test]
+fn a_later_base_image_is_no_difference_though_it_has_hint_bits_that_the_wal_does_not_tell() {
+    // With checksums hint bits are logged, but only those of a page that was not logged since the last checkpoint.
+    let options = PgOptions::default()
+        .initdb("--data-checksums")
+        .conf("autovacuum = off")
+        .conf("wal_consistency_checking = all");
+    let archived = Archived::start(options);
+    let change = |number: u32| {
+        archived.primary.sql(&format!("UPDATE t SET n = {number} WHERE i % {number} = 0"));
+        archived.primary.sql("SELECT count(*) FROM t");
+    };
+    archived.primary.sql("CREATE TABLE t AS SELECT i, 0 AS n FROM generate_series(1, 2000) i");
+    change(2);
+    archived.succeed(env!("CARGO_BIN_EXE_zenith_push"), &["base", "--checkpoint=fast"]);
+    change(3);
+    archived.slice();
+    let output = archived.check(&["--json"]);
+    let found = report(&output);
+    assert_eq!((output.status.code(), count(&found, "differences")), (Some(0), 0), "{found}");
+    assert!(count(&found, "images") > 2000 && count(&found, "pages_read") > 20, "{found}");
+}
+
+#[test]
 fn every_page_after_every_record_is_the_servers_own_whole_and_as_it_is_stored() {
     let options = PgOptions::default().conf("wal_consistency_checking = all").conf("wal_compression = lz4");
     let archived = Archived::start(options);

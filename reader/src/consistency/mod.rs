@@ -5,7 +5,9 @@
 //! has to be the page that the whole records give (PROTOCOLS.md §3).
 //!
 //! WAL is taken in windows. A block's page before its first change in a window comes from the reader, or from the window
-//! before; so the check trusts the base image and nothing else.
+//! before; so the check trusts the base images and nothing else. Where a later base image begins to serve, everything
+//! is read anew: its pages have hint bits, and what lies in unused space, as the server had them, of which the WAL does not
+//! tell.
 
 mod chain;
 mod judge;
@@ -30,7 +32,8 @@ use report::{Place, Tally};
 use std::collections::{BTreeMap, VecDeque};
 use std::vec;
 use window::Window;
-use zenith_layers::{Key, KeyRange, Row};
+use zenith_layers::{Key, KeyRange, ReadMode, Row};
+use zenith_manifest::BaseId;
 use zenith_pgformat::checkpoint::CheckPoint;
 use zenith_pgformat::wal::xlog::{self, XlogRecord};
 use zenith_pgformat::wal::{Record, RmgrId};
@@ -89,12 +92,18 @@ impl Timeline {
                 carried: BTreeMap::new(),
                 maps: MapWatch::default(),
                 at: begin.end,
+                base: self.base_at(begin.end),
             };
             let told = |at: Lsn| progress(CheckProgress { done: done + at.since(stretch.from), total });
             checker.run(Records::new(self, begin, stretch.to), told).await?;
             done += stretch.to.since(stretch.from);
         }
         Ok(tally.finish())
+    }
+
+    /// The base image that pages are read from at an LSN.
+    fn base_at(&self, lsn: Lsn) -> Option<BaseId> {
+        self.layers().base_for(lsn, ReadMode::Serve).map(|base| base.id)
     }
 
     /// The readable parts of what was asked for, and whether a record is known to end where they begin.
@@ -123,6 +132,8 @@ struct Checker<'a> {
     maps: MapWatch,
     /// Where the next window begins.
     at: Lsn,
+    /// The base image that serves there.
+    base: Option<BaseId>,
 }
 
 impl Checker<'_> {
@@ -132,29 +143,38 @@ impl Checker<'_> {
             self.maps.turn_off();
         }
         let mut window = Window::default();
-        loop {
-            let record = records.next().await?;
-            let last = record.is_none();
-            if let Some(record) = record {
-                self.tally.record(&record);
-                if turns_page_writes_off(&record) {
-                    self.maps.turn_off();
-                }
-                let (tli, lsn) = (records.tli(), record.lsn);
-                window.add(record).map_err(|source| ReadError::Wal { tli, lsn, source })?;
+        while let Some(record) = records.next().await? {
+            let base = self.timeline.base_at(record.end);
+            let another_base = base != self.base;
+            if another_base {
+                self.close(&mut window, &mut told).await?;
             }
-            if window.is_full() || last {
-                let Some(end) = window.end() else { return Ok(()) };
-                self.check(&window, end).await?;
-                self.maps.settle(end, self.tally);
-                self.tally.end_window();
-                told(end);
-                (window, self.at) = (Window::default(), end);
+            self.tally.record(&record);
+            if turns_page_writes_off(&record) {
+                self.maps.turn_off();
             }
-            if last {
-                return Ok(());
+            let (tli, lsn) = (records.tli(), record.lsn);
+            window.add(record).map_err(|source| ReadError::Wal { tli, lsn, source })?;
+            if another_base || window.is_full() {
+                self.close(&mut window, &mut told).await?;
+            }
+            if another_base {
+                self.carried.clear();
+                self.base = base;
             }
         }
+        self.close(&mut window, &mut told).await
+    }
+
+    /// Checks a window and begins the next.
+    async fn close(&mut self, window: &mut Window, told: &mut impl FnMut(Lsn)) -> Result<(), ReadError> {
+        let Some(end) = window.end() else { return Ok(()) };
+        self.check(window, end).await?;
+        self.maps.settle(end, self.tally);
+        self.tally.end_window();
+        told(end);
+        (*window, self.at) = (Window::default(), end);
+        Ok(())
     }
 
     async fn check(&mut self, window: &Window, end: Lsn) -> Result<(), ReadError> {
