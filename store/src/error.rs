@@ -1,6 +1,7 @@
 //! What went wrong at the store, told by what the caller should do about it.
 
-use crate::http::{Attempts, ClocksApart};
+use crate::clocks::ClocksApart;
+use crate::http::Attempts;
 use object_store::client::{HttpError, HttpErrorKind};
 use std::error::Error as StdError;
 use std::io;

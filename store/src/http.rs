@@ -5,27 +5,23 @@
 //! one may have been applied, so "refused" is certain only if *no* attempt can have been: the attempts are
 //! recorded in an extension that travels with the request.
 //!
-//! Requests are signed with the time, and every answer tells the store's: a refusal while the two are far apart is told as
-//! what it is, because an answer to HEAD says nothing else, and each cloud has other words for it.
+//! A refusal because of a wrong clock is told as one: [`crate::clocks`].
 
+use crate::clocks;
 use crate::env::{Clock, Env};
 use async_trait::async_trait;
-use jiff::fmt::rfc2822::DateTimeParser;
-use jiff::{Timestamp, Unit};
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
     ReqwestConnector,
 };
 use object_store::{ClientOptions, Result};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// How long an answer may take to begin, besides the time that sending the body takes.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The slowest upload that is waited for, in bytes a second.
 const UPLOAD_BYTES_PER_SECOND_MIN: u64 = 512 * 1024;
-/// S3 and Azure refuse what is signed 15 minutes before or after their own time; the answer is a little older than that.
-const APART_MIN: Duration = Duration::from_secs(14 * 60);
 
 /// What became of one attempt at a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -120,42 +116,8 @@ impl HttpService for BoundedClient {
                 Err(_) => Attempt::Unanswered,
             });
         }
-        let answer = answer?;
-        let (status, date) = (answer.status().as_u16(), answer.headers().get("date"));
-        let Some((here, there)) =
-            clocks_apart(status, date.and_then(|date| date.to_str().ok()), self.clock.now())
-        else {
-            return Ok(answer);
-        };
-        let body = answer.into_body().bytes().await.unwrap_or_default();
-        let body = String::from_utf8_lossy(&body).into_owned();
-        // Repeated, the same request would be as much out of its time.
-        Err(HttpError::new(HttpErrorKind::Unknown, ClocksApart { status, body, here, there }))
+        clocks::judge(answer?, self.clock.now(), limit).await
     }
-}
-
-/// A request was refused by a store whose clock and this machine's are far apart.
-#[derive(Debug, thiserror::Error)]
-#[error("the server answered {status}: {body}")]
-pub(crate) struct ClocksApart {
-    status: u16,
-    body: String,
-    /// By this machine's clock, RFC 3339.
-    pub(crate) here: String,
-    /// By the store's.
-    pub(crate) there: String,
-}
-
-/// This machine's time and the store's, where the one may be why the other refused: `date` is its answer's header.
-fn clocks_apart(status: u16, date: Option<&str>, now: SystemTime) -> Option<(String, String)> {
-    // How the clouds refuse a signature or a token out of its time.
-    if !matches!(status, 400 | 401 | 403) {
-        return None;
-    }
-    let there = DateTimeParser::new().parse_timestamp(date?).ok()?;
-    let here = Timestamp::try_from(now).ok()?.round(Unit::Second).ok()?;
-    let apart = here.duration_since(there).unsigned_abs();
-    (apart >= APART_MIN).then(|| (here.to_string(), there.to_string()))
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -185,30 +147,6 @@ mod tests {
             attempts.record(ambiguous);
             attempts.record(Attempt::Answered(403));
             assert_eq!(attempts.may_have_been_applied(), Some(true), "{ambiguous:?}");
-        }
-    }
-
-    #[test]
-    fn only_a_refusal_while_clocks_are_far_apart_is_told_as_theirs() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_428_000);
-        let date = |offset: i64| {
-            let there = Timestamp::from_second(1_795_428_000 + offset).unwrap();
-            jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&there).unwrap()
-        };
-        assert!(date(0).ends_with(" GMT"), "{}", date(0));
-        for refused in [400, 401, 403] {
-            for apart in [3600, -3600, 10 * 365 * 86400, -27 * 365 * 86400] {
-                let (here, there) = clocks_apart(refused, Some(&date(apart)), now).unwrap();
-                assert_ne!(here, there);
-            }
-            for near in [0, 600, -600] {
-                assert_eq!(clocks_apart(refused, Some(&date(near)), now), None);
-            }
-            assert_eq!(clocks_apart(refused, Some("no date"), now), None);
-            assert_eq!(clocks_apart(refused, None, now), None);
-        }
-        for other in [200, 206, 304, 404, 409, 412, 429, 500, 503] {
-            assert_eq!(clocks_apart(other, Some(&date(3600)), now), None);
         }
     }
 

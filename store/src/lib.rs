@@ -1,6 +1,7 @@
 //! The object store: opening it by URL, where things lie in it, what a conditional put can end in, and the
 //! injected clock and ids. Knows nothing of PostgreSQL.
 
+mod clocks;
 pub mod count;
 pub mod env;
 pub mod error;

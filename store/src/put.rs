@@ -42,7 +42,8 @@ pub enum Creation {
 
 /// Creates the object `path` unless there is one, in one request.
 ///
-/// An `Err` is certain: nothing was created and, but for [`StoreError::Unavailable`], trying again is no use.
+/// An `Err` is certain: nothing was created and, but for [`StoreError::Unavailable`] and [`StoreError::ClocksApart`], trying
+/// again is no use.
 pub async fn put_if_absent(
     objects: &dyn ObjectStore,
     path: &Path,

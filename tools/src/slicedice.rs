@@ -35,9 +35,9 @@ Examples:
 It reads archived WAL and its own layers, nothing of the server; it may run anywhere and be stopped at any moment: the
 next run goes on where the last commit stands. One slicer works on a timeline at a time: a new one takes over and the
 old one ends with exit status 1. A segment that is missing while later ones are there is waited for: that is told, and
-is no failure. With --follow it outlives a store that is away or full: it tries again until it can go on. SIGTERM and
-SIGINT make it commit what is sliced and end with 0. Memory: the batch and once more while it is written, and about
-130 MB.
+is no failure. With --follow it outlives a store that is away or full: it tries again until it can go on. A clock that is
+wrong is waited out in the same way, where the store refuses it. SIGTERM and SIGINT make it commit what is sliced and end
+with 0. Memory: the batch and once more while it is written, and about 130 MB.
 
 {SOURCES}")
 )]

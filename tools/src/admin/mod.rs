@@ -45,6 +45,8 @@ Examples:
   zenith status --prometheus > /var/lib/prometheus/node-exporter/zenith.prom
   zenith status --max-age 10min || mail -s 'archiving has stopped' dba
 
+A negative zenith_archive_age_seconds means that this machine's clock is behind the store's; --max-age tells that, too.
+
 Without --cluster and --timeline everything in the store is shown.")]
     Status(status::StatusArgs),
     /// Lists exactly the layer objects that a manifest version names

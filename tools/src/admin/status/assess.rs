@@ -33,7 +33,7 @@ fn timeline_problems(timeline: &TimelineStatus, now: SystemTime, max_age: Durati
     match age(timeline.times.last_archived) {
         None => problems.push("no WAL was ever archived: check archive_mode and archive_command".to_owned()),
         Some(age) if age > max_age => problems.push(format!(
-            "the newest WAL file was archived {} ago: check archive_command, pg_stat_archiver and archive_timeout",
+            "the last WAL file was archived {} ago: check archive_command, pg_stat_archiver and archive_timeout",
             units::duration(age)
         )),
         Some(_) => {}
@@ -43,7 +43,7 @@ fn timeline_problems(timeline: &TimelineStatus, now: SystemTime, max_age: Durati
         && ahead > CLOCKS_APART_MAX
     {
         problems.push(format!(
-            "the newest WAL file was archived {} after what this machine's clock says now, so that nothing can be told about \
+            "the last WAL file was archived {} after what this machine's clock says now, so that nothing can be told about \
              ages: set this machine's clock, or the store's",
             units::duration(ahead)
         ));
@@ -131,7 +131,7 @@ mod tests {
     fn an_old_archive_a_stopped_slicer_and_a_gap_are_each_named() {
         let mut old = healthy();
         old.times.last_archived = ago(601);
-        assert!(problems_of(old)[0].contains("c/main: the newest WAL file was archived 10 min 01 s ago"));
+        assert!(problems_of(old)[0].contains("c/main: the last WAL file was archived 10 min 01 s ago"));
         let mut stopped = healthy();
         stopped.times.unsliced_since = ago(900);
         assert!(problems_of(stopped)[0].contains("zenith_slicedice"));

@@ -59,7 +59,7 @@ pub struct TimelineStatus {
     pub sliced: Option<Position>,
     /// How far WAL is archived, without gaps, from where it is sliced.
     pub archived: Option<Position>,
-    /// When the last WAL segment was archived, by the store's clock.
+    /// When the last WAL segment was archived, by the store's clock: of the TLI that is followed, or of a later one.
     pub last_archived_at: Option<String>,
     /// A segment that is missing while later ones are there.
     pub missing: Option<Missing>,
@@ -317,11 +317,15 @@ pub(super) struct ListedWal {
 }
 
 impl ListedWal {
-    /// When the last segment of the TLI that is followed was stored. By its number: a file that was stored while the store's
-    /// clock was wrong would be the newest one for long. Without such a segment it is the newest file.
+    /// When the last segment was stored, of the TLI that is followed or of a later one: a server that was promoted goes on
+    /// archiving although following may stop before the switch. Of each TLI the last one by its number: a file that was stored
+    /// while the store's clock was wrong would be the newest one for long. Without such a segment it is the newest file.
     fn last_stored(&self, tli: Option<Tli>) -> Option<SystemTime> {
-        let of_tli = |tli| self.segments.range((tli, 0)..=(tli, u64::MAX)).next_back();
-        tli.and_then(of_tli).map(|(_, stored)| *stored).or(self.newest)
+        let from = |tli| self.segments.range((tli, 0)..);
+        let segments = tli.into_iter().flat_map(from).map(|((tli, _), stored)| (*tli, *stored));
+        // In order: the last one of a TLI stays.
+        let last: BTreeMap<Tli, SystemTime> = segments.collect();
+        last.into_values().max().or(self.newest)
     }
 }
 
@@ -446,6 +450,22 @@ mod tests {
         assert_eq!(wal.last_stored(Some(2)), Some(UNIX_EPOCH + Duration::from_secs(3)));
         assert_eq!(wal.last_stored(Some(3)), wal.newest);
         assert_eq!(wal.last_stored(None), wal.newest);
+    }
+
+    #[test]
+    fn a_promoted_server_that_archives_counts_although_following_stops_before_the_switch() {
+        let switch = Lsn(at(5).0 + 0x1000);
+        let history = History::parse(2, format!("1\t{switch}\tpromoted\n").as_bytes()).expect("valid");
+        let mut wal = wal(&[(1, 3), (2, 5), (2, 90)]);
+        let century = UNIX_EPOCH + Duration::from_secs(100 * 365 * 86400);
+        wal.segments.insert((2, 6), century);
+        let followed = follow_along(&wal, Some(&history), 1, at(3), WalSegSize::DEFAULT);
+        let archived = followed.archived.expect("segment 3");
+        assert_eq!((archived.tli, archived.lsn), (1, at(4)));
+        assert_eq!(wal.last_stored(Some(archived.tli)), Some(UNIX_EPOCH + Duration::from_secs(90)));
+        // Of an earlier one, which nothing is archived on any more, it says nothing.
+        wal.segments.insert((1, 4), century);
+        assert_eq!(wal.last_stored(Some(2)), Some(UNIX_EPOCH + Duration::from_secs(90)));
     }
 
     #[test]

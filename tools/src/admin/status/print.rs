@@ -64,9 +64,9 @@ fn timeline_text(
         writeln!(text, "  cannot be restored: past {}, before {} (WAL is missing)", range.from, range.to)?;
     }
     let age = match timeline.times.last_archived.map(|then| now.duration_since(then)) {
-        Some(Ok(age)) => format!(", newest file {} ago", units::duration(age)),
+        Some(Ok(age)) => format!(", last WAL file {} ago", units::duration(age)),
         Some(Err(ahead)) if ahead.duration() >= Duration::from_secs(1) => {
-            format!(", newest file {} ahead of this machine's clock", units::duration(ahead.duration()))
+            format!(", last WAL file {} ahead of this machine's clock", units::duration(ahead.duration()))
         }
         _ => String::new(),
     };
@@ -121,7 +121,8 @@ const METRICS: [Metric; 10] = [
     }),
     (
         "zenith_archive_age_seconds",
-        "Time since the last WAL segment was archived; below 0 by a clock that is behind.",
+        "Time since the last WAL file of the TLI that is followed, or of a later one, was archived; below 0 if this \
+         machine's clock is behind the store's.",
         |t, now| t.times.last_archived.map(|then| seconds(then, now)),
     ),
     (
