@@ -14,7 +14,7 @@ use parquet::file::metadata::{
 use parquet::file::reader::{ChunkReader, Length};
 use std::ops::Range;
 use std::sync::Arc;
-use zenith_manifest::parquet_pages::decode_foreign;
+use zenith_manifest::parquet_pages::{decode_foreign, footer_is_sound, structure_is_sound};
 use zenith_manifest::{LayerEntry, LayerKind};
 
 /// The longest tail that is read: 128 MB of layer have about 1 MB of it.
@@ -54,17 +54,27 @@ impl Weighed for Footer {
 }
 
 /// The footer, with the payload column's pages where the layer has rows.
-fn parquet_metadata(tail: &Bytes, entry: &LayerEntry) -> Result<ParquetMetaData, ParquetError> {
-    let mut reader = ParquetMetaDataReader::new().with_column_index_policy(PageIndexPolicy::Skip);
-    reader = if entry.kind == LayerKind::Events {
-        reader.with_offset_index_policy(PageIndexPolicy::Skip)
-    } else {
-        reader
-            .with_offset_index_policy(PageIndexPolicy::Required)
-            .with_offset_index_mask(ColumnChunkMask::columns([PAYLOAD_COLUMN]))
-    };
-    reader.try_parse_sized(tail, entry.bytes)?;
-    reader.finish()
+fn parquet_metadata(tail: &Bytes, entry: &LayerEntry) -> Result<ParquetMetaData, String> {
+    footer_is_sound(tail)?;
+    let text = |error: ParquetError| error.to_string();
+    let mut footer = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Skip);
+    footer.try_parse_sized(tail, entry.bytes).map_err(text)?;
+    let metadata = footer.finish().map_err(text)?;
+    if entry.kind == LayerKind::Events {
+        return Ok(metadata);
+    }
+    for column in metadata.row_groups().iter().filter_map(|group| group.columns().get(PAYLOAD_COLUMN)) {
+        let in_tail = |offset: u64| usize::try_from(offset.checked_sub(entry.meta_offset)?).ok();
+        let range = column.offset_index_range();
+        let range = range.and_then(|range| Some(in_tail(range.start)?..in_tail(range.end)?));
+        structure_is_sound(range.and_then(|range| tail.get(range)).ok_or("it has no page index")?)?;
+    }
+    let mut index = ParquetMetaDataReader::new_with_metadata(metadata)
+        .with_column_index_policy(PageIndexPolicy::Skip)
+        .with_offset_index_policy(PageIndexPolicy::Required)
+        .with_offset_index_mask(ColumnChunkMask::columns([PAYLOAD_COLUMN]));
+    index.read_page_indexes_sized(tail, entry.bytes).map_err(text)?;
+    index.finish().map_err(text)
 }
 
 /// The range of an object that [`Footer::decode`] wants.
@@ -93,7 +103,7 @@ impl Footer {
         }
         let unreadable = |error: String| damaged(&format!("its footer is unreadable: {error}"));
         let events = entry.kind == LayerKind::Events;
-        let metadata = decode_foreign(|| parquet_metadata(&tail, entry).map_err(|error| error.to_string()));
+        let metadata = decode_foreign(|| parquet_metadata(&tail, entry));
         let metadata = metadata.map_err(unreadable)?;
         let none = Vec::new();
         let pairs = metadata.file_metadata().key_value_metadata().unwrap_or(&none);

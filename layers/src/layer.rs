@@ -47,10 +47,11 @@ pub(crate) struct Pick {
     pub(crate) found: Found,
 }
 
-/// The most that the pages of some columns of so many rows take, decompressed: no column but the payload, which is decoded
-/// otherwise, is wider than the name of a restore point.
+/// The most that the pages of some columns of so many rows take, decompressed. The payload is decoded otherwise; of the
+/// other columns the widest are the names of events, at most 199 bytes (`GIDSIZE`, access/xact.h), each of which takes
+/// three where it is no UTF-8.
 fn decoded_max(rows: usize) -> u64 {
-    (rows as u64).saturating_mul(512).min(COLUMNS_BYTES_MAX) + (64 << 10)
+    (rows as u64).saturating_mul(1024).min(COLUMNS_BYTES_MAX) + (64 << 10)
 }
 
 type Fetch<'a> = Shared<BoxFuture<'a, Result<Bytes, LayerError>>>;

@@ -393,6 +393,23 @@ async fn events_of_several_row_groups_come_back() {
     assert_eq!(place.gets() - before, 1);
 }
 
+#[tokio::test]
+async fn events_with_the_longest_names_come_back() {
+    let place = Place::new();
+    let mut writer = EventWriter::new(1, Lsn(50), Lsn(1 << 40)).unwrap();
+    // Different ones, as a dictionary would hold one name once.
+    let name =
+        |n: u64| String::from_utf8_lossy(&[&[0xFF; 194], n.to_string().as_bytes()].concat()).into_owned();
+    let named = |n| Event { kind: EventKind::CommitPrepared, name: name(10_000 + n), ..event(n) };
+    let events: Vec<Event> = (0..5000).map(named).collect();
+    for event in &events {
+        writer.push(event).unwrap();
+    }
+    let entry = place.store(&writer.finish().unwrap()).await.unwrap();
+    let set = LayerSet::new(place.cold(0), [entry], None).unwrap();
+    assert_eq!(set.events(Lsn(0), Lsn::MAX).await.unwrap(), events);
+}
+
 #[test]
 fn a_time_that_no_timestamp_can_say_is_refused() {
     let mut writer = EventWriter::new(1, Lsn(0), Lsn(1000)).unwrap();

@@ -3,7 +3,7 @@
 
 use crate::entry::{BaseId, KeyBytes, LayerEntry, LayerKind};
 use crate::error::ManifestError;
-use crate::parquet_pages::{decode_foreign, pages_within};
+use crate::parquet_pages::{decode_foreign, footer_is_sound, pages_within};
 use crate::root::IndexPageRef;
 use arrow_array::{
     Array, ArrayRef, FixedSizeBinaryArray, Int64Array, RecordBatch, StringArray, UInt32Array, UInt64Array,
@@ -153,6 +153,7 @@ fn decoded_max(entries: u64) -> u64 {
 }
 
 fn read(bytes: &Bytes, entries: u64) -> Result<Vec<LayerEntry>, String> {
+    footer_is_sound(bytes)?;
     let builder = ParquetRecordBatchReaderBuilder::try_new(bytes.clone()).map_err(|e| e.to_string())?;
     let metadata = builder.metadata().file_metadata().key_value_metadata().cloned().unwrap_or_default();
     let value = |name: &str| {

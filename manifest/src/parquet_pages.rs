@@ -1,17 +1,19 @@
 //! What stands between Parquet's reader and bytes from outside.
 //!
 //! Every object carries checksums that are compared first, so damage never gets to that reader. What somebody wrote on
-//! purpose does: some of it makes the reader panic, or take whatever memory a page header claims, before it finds out
-//! (`tests/hostile/findings`).
+//! purpose does: some of it makes the reader panic, take whatever memory a page header claims, or go through a list of whatever
+//! length before it finds out (`tests/hostile/findings`).
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Structures in structures: a page header has two levels, three with statistics.
-const DEPTH_MAX: u32 = 8;
+/// Structures and lists in one another: a footer has eight levels, down to the encodings of a column's pages.
+const DEPTH_MAX: u32 = 12;
+/// A Parquet object ends with the footer's length in four bytes and these.
+const MAGIC: &[u8; 4] = b"PAR1";
 
-/// What Parquet's reader made of bytes from outside; a panic of it is an error too. `decode` must leave nothing behind
-/// but its result.
+/// What Parquet's reader made of bytes from outside; a panic of it is an error too, though its
+/// message still goes to standard error. `decode` must leave nothing behind but its result.
 pub fn decode_foreign<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     let panicked = |panic: Box<dyn Any + Send>| Err(format!("the decoder stopped: {}", message(&*panic)));
     catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(panicked)
@@ -20,6 +22,25 @@ pub fn decode_foreign<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T
 fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked")
+}
+
+/// Refuses an object whose footer is no structure of Thrift's compact protocol, or claims lists longer than itself. `tail` is
+/// the object, or its end with all of the footer.
+pub fn footer_is_sound(tail: &[u8]) -> Result<(), String> {
+    let cut = || "the footer is cut off".to_owned();
+    let (rest, magic) = tail.split_last_chunk::<4>().ok_or_else(cut)?;
+    let (rest, length) = rest.split_last_chunk::<4>().ok_or_else(cut)?;
+    if magic != MAGIC {
+        return Err("this is no Parquet object".to_owned());
+    }
+    let length = u32::from_le_bytes(*length) as usize;
+    let footer = rest.len().checked_sub(length).and_then(|start| rest.get(start..)).ok_or_else(cut)?;
+    structure_is_sound(footer)
+}
+
+/// Refuses what is no structure of Thrift's compact protocol, or claims lists longer than itself.
+pub fn structure_is_sound(bytes: &[u8]) -> Result<(), String> {
+    Thrift { bytes }.skip(STRUCT, 0).ok_or_else(|| "it is no Thrift structure".to_owned())
 }
 
 /// Refuses column chunks whose page headers claim more than `max` bytes together: the reader allocates what they claim.
@@ -213,6 +234,22 @@ mod tests {
     }
 
     #[test]
+    fn a_list_longer_than_the_bytes_that_hold_it_is_refused_at_once() {
+        // Field 1, a list of 2^31 - 1 truth values: elements that take no byte each for some readers.
+        let footer = [0x19, 0xF1, 0xFF, 0xFF, 0xFF, 0xFF, 0x07, 0x00];
+        assert!(structure_is_sound(&footer).is_err());
+        let sound = [0x19, 0x21, 0x01, 0x02, 0x00];
+        assert_eq!(structure_is_sound(&sound), Ok(()));
+        let object =
+            |footer: &[u8]| [&b"PAR1"[..], footer, &(footer.len() as u32).to_le_bytes(), MAGIC].concat();
+        assert_eq!(footer_is_sound(&object(&sound)), Ok(()));
+        assert!(footer_is_sound(&object(&footer)).is_err());
+        for cut in 0..8 {
+            assert!(footer_is_sound(&object(&sound)[cut + 6..]).is_err(), "{cut}");
+        }
+    }
+
+    #[test]
     fn a_panic_of_a_decoder_is_an_error_that_says_why() {
         assert_eq!(decode_foreign(|| Ok(1)), Ok(1));
         assert_eq!(decode_foreign::<()>(|| Err("short".to_owned())), Err("short".to_owned()));
@@ -226,6 +263,8 @@ mod tests {
         #[test]
         fn hostile_pages_never_panic(bytes: Vec<u8>, max: u64) {
             drop(pages_within(max, &bytes));
+            drop(footer_is_sound(&bytes));
+            drop(structure_is_sound(&bytes));
         }
     }
 }

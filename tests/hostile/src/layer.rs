@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use uuid::Uuid;
 use zenith_layers::{CacheOptions, Key, KeyRange, LayerCaches, LayerError, LayerSet, LayerStore, ReadMode};
+use zenith_manifest::parquet_pages::{decode_foreign, footer_is_sound};
 use zenith_manifest::{KeyBytes, LayerEntry, LayerKind};
 use zenith_pgformat::Lsn;
 
@@ -69,7 +70,13 @@ fn key(text: Option<&String>) -> KeyBytes {
 fn forge(meta_offset: u32, object: &[u8]) -> (LayerEntry, Bytes) {
     let mut object = object.to_vec();
     let reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Skip);
-    let metadata = reader.parse_and_finish(&Bytes::copy_from_slice(&object)).ok();
+    // As a writer on purpose would: what the product refuses at once is not even signed.
+    let parsed = footer_is_sound(&object).and_then(|()| {
+        decode_foreign(|| {
+            reader.parse_and_finish(&Bytes::copy_from_slice(&object)).map_err(|e| e.to_string())
+        })
+    });
+    let metadata = parsed.ok();
     let pairs = metadata.as_ref().and_then(|metadata| metadata.file_metadata().key_value_metadata());
     let said: HashMap<&str, &String> = pairs
         .into_iter()
