@@ -155,6 +155,8 @@ impl Checker<'_> {
             }
             let (tli, lsn) = (records.tli(), record.lsn);
             window.add(record).map_err(|source| ReadError::Wal { tli, lsn, source })?;
+            // Read back beside a page of the base before: the record that crosses into a base image is the end of the backup or
+            // a checkpoint, which touch no block.
             if another_base || window.is_full() {
                 self.close(&mut window, &mut told).await?;
             }
