@@ -24,7 +24,7 @@ export PATH := $(if $(CARGO_HOME),$(CARGO_HOME)/bin:)$(HOME)/.cargo/bin:$(PATH)
 CARGO := umask 022 && cargo
 
 .NOTPARALLEL:
-.PHONY: help setup setup-test build commands demo test differential fuzz fuzz-sql fuzz-kills flips lint doc clean
+.PHONY: help setup setup-test setup-bench build commands demo test bench differential fuzz fuzz-sql fuzz-kills flips lint doc clean
 
 help:
 	@echo "make demo   the main job on a folder store: archive, lose a table, restore"
@@ -34,11 +34,15 @@ help:
 	@echo "make fuzz-sql    random workloads beside PostgreSQL's own recovery; SEEDS=10 of them from FIRST=1 on"
 	@echo "make fuzz-kills  commands killed at random moments, and two at once; KILLS=20, FIRST=1"
 	@echo "make flips  10,000 random bits of a larger store flipped, every page read back"
+	@echo "make bench  the commands beside pgBackRest; ROWS='archive base' for some of it, BENCH='--scale 200' for other data"
 	@echo "make build  the commands, in $(CARGO_TARGET_DIR)/debug"
 	@echo "make clean  removes what was built"
 
 setup:
 	@vendor/install
+
+setup-bench:
+	@vendor/install bench
 
 setup-test:
 	@vendor/install test
@@ -83,6 +87,14 @@ fuzz-kills: setup-test build
 # docs/edge-cases.md, "Damage": five minutes.
 flips: setup-test build
 	$(CARGO) test --locked --workspace --test random_flips -- --ignored --nocapture
+
+# tests/bench/README.md
+ROWS ?=
+BENCH ?=
+bench: setup-bench
+	$(CARGO) build --locked --release -p zenith-bench -p zenith-tools -p zenith-redo-worker
+	vendor/minio/start
+	$(CARGO_TARGET_DIR)/release/zenith-bench $(ROWS) $(BENCH)
 
 lint: setup
 	cargo fmt --all --check

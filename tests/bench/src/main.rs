@@ -1,0 +1,44 @@
+//! `make bench`: Zenith's commands and their peers, on the same data in the same run, as a table.
+
+mod data;
+mod measure;
+mod peers;
+mod proxy;
+mod rows;
+mod stores;
+mod table;
+
+use clap::{Parser, ValueEnum};
+use rows::{Bench, Row};
+use stores::Stores;
+
+/// Measures Zenith's commands beside pgBackRest's, and prints a table.
+#[derive(Parser, Debug)]
+struct Options {
+    /// What to measure; everything without it.
+    rows: Vec<Row>,
+    /// How often everything is run.
+    #[arg(long, default_value_t = 5)]
+    repeats: usize,
+    /// pgbench's scale.
+    #[arg(long, default_value_t = 50)]
+    scale: u32,
+    /// Segments of WAL.
+    #[arg(long, default_value_t = 64)]
+    segments: usize,
+}
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    eprintln!("pgBackRest: {}", peers::PgBackRest::version()?);
+    let (repeats, scale, segments) = (options.repeats.max(1), options.scale, options.segments.max(2));
+    let bench = Bench { stores: Stores::new()?, repeats, scale, segments };
+    let rows = if options.rows.is_empty() { Row::value_variants().to_vec() } else { options.rows };
+    let mut lines = Vec::new();
+    for row in rows {
+        eprintln!("{row:?}");
+        lines.extend(row.run(&bench)?);
+    }
+    println!("{}", table::markdown(&lines));
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! Archiving: segments of TPC-B, one process each, as `archive_command` runs them.
+
+use super::Bench;
+use crate::data::Primary;
+use crate::measure::Runs;
+use crate::peers::{PgBackRest, each, zstd_and_sync};
+use crate::stores::{Place, Reached};
+use crate::table::Line;
+use std::path::PathBuf;
+use zenith_testkit::pg;
+
+pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let primary = Primary::new(bench.scale)?;
+    let mut segments = primary.load(bench.segments)?;
+    segments.truncate(bench.segments);
+    let mut lines = Vec::new();
+    for place in Place::ALL {
+        lines.extend(at(bench, &primary, &segments, place)?);
+    }
+    Ok(lines)
+}
+
+fn at(bench: &Bench, primary: &Primary, segments: &[PathBuf], place: Place) -> anyhow::Result<Vec<Line>> {
+    let [mut ours, mut theirs, mut theirs_async, mut floor] = [(); 4].map(|()| Runs::default());
+    let mut note = String::new();
+    for _ in 0..bench.repeats {
+        let store = bench.stores.empty(place)?;
+        let push = |segment: &std::path::Path| {
+            let mut command = store.zenith("zenith_push")?;
+            command.arg("wal").arg(segment);
+            Ok(command)
+        };
+        // The first one makes the timeline, once in a cluster's life.
+        each(&segments[..1], push)?;
+        let before = store.traffic();
+        ours.push(each(&segments[1..], push)?);
+        note = traffic(before, &store, segments.len() - 1);
+        theirs.push(PgBackRest::new(&bench.stores.empty(place)?, primary)?.push(&segments[1..])?);
+        let peer = PgBackRest::new(&bench.stores.empty(place)?, primary)?;
+        theirs_async.push(peer.push_asynchronously(&segments[1..])?);
+        if place == Place::Folder {
+            floor.push(zstd_and_sync(&segments[1..], pg::server_dir().path())?);
+        }
+    }
+    let line = |tool: &str, runs, note: &str| Line {
+        what: format!("archive {} segments, {}", segments.len() - 1, place.name()),
+        tool: tool.to_owned(),
+        runs,
+        work: Some(((segments.len() - 1) as f64, "segments")),
+        note: note.to_owned(),
+    };
+    let mut lines = vec![
+        line("zenith_push wal", ours, &note),
+        line("pgBackRest archive-push", theirs, ""),
+        line("pgBackRest archive-push, asynchronous", theirs_async, "CPU not known"),
+    ];
+    if place == Place::Folder {
+        lines.push(line("zstd -1, sync", floor, "the least it can cost"));
+    }
+    Ok(lines)
+}
+
+fn traffic(before: Option<[u64; 3]>, store: &Reached, segments: usize) -> String {
+    let (Some(before), Some(after)) = (before, store.traffic()) else { return String::new() };
+    let [requests, sent, _] = [0, 1, 2].map(|at| (after[at] - before[at]) as f64 / segments as f64);
+    format!("{requests:.1} requests and {:.2} MB a segment", sent / 1e6)
+}

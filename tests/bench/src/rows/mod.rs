@@ -1,0 +1,42 @@
+//! What is measured, a file each.
+
+mod archive;
+mod base;
+mod restore;
+
+use crate::stores::Stores;
+use crate::table::Line;
+
+/// What the rows are given.
+pub(crate) struct Bench {
+    /// Where stores come from.
+    pub(crate) stores: Stores,
+    /// How often everything is run.
+    pub(crate) repeats: usize,
+    /// pgbench's scale.
+    pub(crate) scale: u32,
+    /// How many segments are archived and, in `restore`, sliced.
+    pub(crate) segments: usize,
+}
+
+/// A kind of row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum Row {
+    /// `zenith_push wal`, a process for each segment.
+    Archive,
+    /// `zenith_push base`.
+    Base,
+    /// `zenith_slicedice`, and `zenith_restore` with and without WAL after the base image.
+    Restore,
+}
+
+impl Row {
+    /// Measures it.
+    pub(crate) fn run(self, bench: &Bench) -> anyhow::Result<Vec<Line>> {
+        match self {
+            Row::Archive => archive::run(bench),
+            Row::Base => base::run(bench),
+            Row::Restore => restore::run(bench),
+        }
+    }
+}

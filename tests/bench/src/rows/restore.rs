@@ -1,0 +1,125 @@
+//! Slicing, and complete restores with and without WAL after the base image, until the server takes writes.
+
+use super::{Bench, base};
+use crate::data::{Primary, first_answer};
+use crate::measure::{Runs, Took, time};
+use crate::peers::{PgBackRest, each};
+use crate::stores::{Place, Reached};
+use crate::table::Line;
+use std::path::PathBuf;
+use std::time::Duration;
+use zenith_testkit::pg;
+
+/// A primary's history in one store, as Zenith and as pgBackRest keep it.
+struct History {
+    ours: Reached,
+    peer: PgBackRest,
+    _theirs: Reached,
+}
+
+pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    for place in Place::ALL {
+        let primary = Primary::new(bench.scale)?;
+        let history = History::begin(bench, &primary, place)?;
+        history.push(&primary.archived()?)?;
+        time(&mut history.ours.zenith("zenith_slicedice")?)?;
+        lines.extend(history.restores(bench, &format!("restore, no WAL, {}", place.name()))?);
+        let segments = primary.load(bench.segments)?;
+        history.push(&segments)?;
+        lines.push(history.slice(&segments, place)?);
+        let what = format!("restore, {} segments of WAL, {}", segments.len(), place.name());
+        lines.extend(history.restores(bench, &what)?);
+    }
+    Ok(lines)
+}
+
+impl History {
+    fn begin(bench: &Bench, primary: &Primary, place: Place) -> anyhow::Result<History> {
+        let (ours, theirs) = (bench.stores.empty(place)?, bench.stores.empty(place)?);
+        time(&mut base::push(&ours, primary)?)?;
+        let peer = PgBackRest::new(&theirs, primary)?;
+        time(peer.command().args(["--type=full", "--no-archive-copy", "backup"]))?;
+        primary.switch()?;
+        Ok(History { ours, peer, _theirs: theirs })
+    }
+
+    fn push(&self, segments: &[PathBuf]) -> anyhow::Result<()> {
+        each(segments, |segment| {
+            let mut command = self.ours.zenith("zenith_push")?;
+            command.arg("wal").arg(segment);
+            Ok(command)
+        })?;
+        self.peer.push(segments)?;
+        Ok(())
+    }
+
+    /// Slicing changes the store, so there is one run.
+    fn slice(&self, segments: &[PathBuf], place: Place) -> anyhow::Result<Line> {
+        let (before, traffic) = (self.ours.stored(), self.ours.traffic());
+        let took = time(&mut self.ours.zenith("zenith_slicedice")?)?;
+        let raw =
+            segments.iter().filter_map(|segment| segment.metadata().ok()).map(|about| about.len()).sum();
+        let mut runs = Runs::default();
+        runs.push(took);
+        Ok(Line {
+            what: format!("slice {} segments of TPC-B, {}", segments.len(), place.name()),
+            tool: "zenith_slicedice".to_owned(),
+            runs,
+            work: Some((mega(raw), "MB")),
+            note: format!(
+                "{:.0} MB of WAL a second of CPU, {}",
+                mega(raw) / took.cpu.as_secs_f64(),
+                match (before, self.ours.stored(), traffic, self.ours.traffic()) {
+                    (Some(before), Some(after), ..) =>
+                        format!("{:.2} of the WAL stored", (after - before) as f64 / raw as f64),
+                    (.., Some(before), Some(after)) => format!("{} requests", after[0] - before[0]),
+                    _ => String::new(),
+                }
+            ),
+        })
+    }
+
+    fn restores(&self, bench: &Bench, what: &str) -> anyhow::Result<Vec<Line>> {
+        let [mut ours, mut our_answers, mut theirs, mut their_answers] = [(); 4].map(|()| Runs::default());
+        let mut note = String::new();
+        for _ in 0..bench.repeats {
+            let home = pg::server_dir();
+            let data = home.path().join("data");
+            let before = self.ours.traffic();
+            let took = time(self.ours.zenith("zenith_restore")?.arg("-D").arg(&data))?;
+            note = self.requests(before);
+            ours.push(took);
+            our_answers.push(Took { cpu: Duration::ZERO, ..took }.and_then(first_answer(&data, home)?));
+
+            let home = pg::server_dir();
+            let data = home.path().join("data");
+            pg::run(pg::command("mkdir").arg(&data));
+            let mut restore = self.peer.command();
+            restore.arg(format!("--pg1-path={}", data.display()));
+            let took = time(restore.arg("restore"))?;
+            theirs.push(took);
+            their_answers.push(Took { cpu: Duration::ZERO, ..took }.and_then(first_answer(&data, home)?));
+        }
+        let line = |what: &str, tool: &str, runs, note: &str| {
+            let (what, tool, note) = (what.to_owned(), tool.to_owned(), note.to_owned());
+            Line { what, tool, runs, work: None, note }
+        };
+        let answer = format!("{what}: until the first answer of a server that takes writes");
+        Ok(vec![
+            line(what, "zenith_restore", ours, &note),
+            line(what, "pgBackRest restore, 2 processes", theirs, "recovery not begun"),
+            line(&answer, "zenith_restore", our_answers, ""),
+            line(&answer, "pgBackRest restore, PostgreSQL's recovery", their_answers, ""),
+        ])
+    }
+
+    fn requests(&self, before: Option<[u64; 3]>) -> String {
+        let (Some(before), Some(after)) = (before, self.ours.traffic()) else { return String::new() };
+        format!("{} requests, {:.1} MB read", after[0] - before[0], mega(after[2] - before[2]))
+    }
+}
+
+fn mega(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}

@@ -1,0 +1,167 @@
+//! The stores of a run: a folder, MinIO, and MinIO a round trip away.
+
+use crate::proxy::{Authority, Proxy, Traffic};
+use anyhow::Context;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use zenith_testkit::minio::{Bucket, Minio};
+use zenith_testkit::pg;
+
+/// The added round trip.
+const ROUND_TRIP: Duration = Duration::from_millis(20);
+
+/// Where a store lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    /// A folder of this machine.
+    Folder,
+    /// MinIO on this machine, by TLS.
+    Minio,
+    /// The same with 20 ms added to every round trip.
+    Distant,
+}
+
+impl Place {
+    /// All of them.
+    pub(crate) const ALL: [Place; 3] = [Place::Folder, Place::Minio, Place::Distant];
+
+    /// As it stands in the table.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Place::Folder => "folder",
+            Place::Minio => "MinIO",
+            Place::Distant => "MinIO + 20 ms",
+        }
+    }
+}
+
+/// What the stores of one process share.
+pub(crate) struct Stores {
+    runtime: Runtime,
+    authority: Authority,
+    _files: TempDir,
+}
+
+/// How to reach one empty store.
+pub(crate) enum Reached {
+    /// A directory.
+    Folder(TempDir),
+    /// A bucket behind a proxy.
+    Bucket {
+        /// Its name.
+        bucket: String,
+        /// The proxy's port.
+        port: u16,
+        /// Access key and secret.
+        keys: [String; 2],
+        /// The certificate that certifies the proxy's.
+        authority: std::path::PathBuf,
+        /// What went through.
+        traffic: Arc<Traffic>,
+    },
+}
+
+impl Stores {
+    /// Nothing is started yet.
+    pub(crate) fn new() -> anyhow::Result<Stores> {
+        let files = pg::server_dir();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        Ok(Stores { runtime, authority: Authority::new(files.path())?, _files: files })
+    }
+
+    /// A new, empty store.
+    pub(crate) fn empty(&self, place: Place) -> anyhow::Result<Reached> {
+        let round_trip = match place {
+            Place::Folder => return Ok(Reached::Folder(pg::server_dir())),
+            Place::Minio => Duration::ZERO,
+            Place::Distant => ROUND_TRIP,
+        };
+        let Bucket { url, variables } = self.runtime.block_on(Minio::shared().bucket());
+        let value = |name: &str| {
+            let found = variables.iter().find(|(variable, _)| variable == name);
+            found.map(|(_, value)| value.clone()).with_context(|| format!("MinIO's {name}"))
+        };
+        let server = value("AWS_ENDPOINT_URL")?.trim_start_matches("http://").parse()?;
+        let proxy = self.runtime.block_on(Proxy::start(&self.authority, server, round_trip))?;
+        let bucket = url.trim_start_matches("s3://").split('/').next().unwrap_or_default().to_owned();
+        Ok(Reached::Bucket {
+            bucket,
+            port: proxy.address.port(),
+            keys: [value("AWS_ACCESS_KEY_ID")?, value("AWS_SECRET_ACCESS_KEY")?],
+            authority: self.authority.file.clone(),
+            traffic: proxy.traffic,
+        })
+    }
+}
+
+impl Reached {
+    /// One of Zenith's commands on this store, built beside this program.
+    pub(crate) fn zenith(&self, program: &str) -> anyhow::Result<Command> {
+        let own = std::env::current_exe().context("own path")?;
+        let mut command = pg::command(own.with_file_name(program));
+        match self {
+            Reached::Folder(directory) => {
+                command.env("ZENITH_STORE", format!("file://{}", directory.path().display()));
+            }
+            Reached::Bucket { bucket, port, keys: [key, secret], authority, .. } => {
+                command
+                    .env("ZENITH_STORE", format!("s3://{bucket}/zenith"))
+                    .env("AWS_ENDPOINT_URL", format!("https://127.0.0.1:{port}"))
+                    .env("AWS_REGION", "us-east-1")
+                    .env("AWS_ACCESS_KEY_ID", key)
+                    .env("AWS_SECRET_ACCESS_KEY", secret)
+                    .env("SSL_CERT_FILE", authority);
+            }
+        }
+        Ok(command)
+    }
+
+    /// Requests and bytes so far, where there is a network to count them on.
+    pub(crate) fn traffic(&self) -> Option<[u64; 3]> {
+        match self {
+            Reached::Folder(_) => None,
+            Reached::Bucket { traffic, .. } => Some(traffic.read()),
+        }
+    }
+
+    /// pgBackRest's options for a repository in this store.
+    pub(crate) fn pgbackrest(&self) -> Vec<String> {
+        match self {
+            Reached::Folder(directory) => vec![format!("repo1-path={}", directory.path().display())],
+            Reached::Bucket { bucket, port, keys: [key, secret], authority, .. } => vec![
+                "repo1-type=s3".to_owned(),
+                "repo1-path=/pgbackrest".to_owned(),
+                format!("repo1-s3-bucket={bucket}"),
+                "repo1-s3-endpoint=127.0.0.1".to_owned(),
+                format!("repo1-storage-port={port}"),
+                "repo1-s3-region=us-east-1".to_owned(),
+                "repo1-s3-uri-style=path".to_owned(),
+                format!("repo1-s3-key={key}"),
+                format!("repo1-s3-key-secret={secret}"),
+                format!("repo1-storage-ca-file={}", authority.display()),
+            ],
+        }
+    }
+
+    /// Bytes of everything stored, of a folder.
+    pub(crate) fn stored(&self) -> Option<u64> {
+        match self {
+            Reached::Folder(directory) => Some(size_of(directory.path())),
+            Reached::Bucket { .. } => None,
+        }
+    }
+}
+
+fn size_of(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let size = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(about) if about.is_dir() => size_of(&entry.path()),
+        Ok(about) => about.len(),
+        Err(_) => 0,
+    };
+    entries.map(size).sum()
+}
