@@ -136,7 +136,8 @@ impl Reached {
                 "repo1-type=s3".to_owned(),
                 "repo1-path=/pgbackrest".to_owned(),
                 format!("repo1-s3-bucket={bucket}"),
-                "repo1-s3-endpoint=127.0.0.1".to_owned(),
+                // It compares names of certificates with no address.
+                "repo1-s3-endpoint=localhost".to_owned(),
                 format!("repo1-storage-port={port}"),
                 "repo1-s3-region=us-east-1".to_owned(),
                 "repo1-s3-uri-style=path".to_owned(),

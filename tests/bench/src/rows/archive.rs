@@ -16,6 +16,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let mut lines = Vec::new();
     for place in Place::ALL {
         lines.extend(at(bench, &primary, &segments, place)?);
+        Bench::show(&lines);
     }
     Ok(lines)
 }
@@ -35,8 +36,10 @@ fn at(bench: &Bench, primary: &Primary, segments: &[PathBuf], place: Place) -> a
         let before = store.traffic();
         ours.push(each(&segments[1..], push)?);
         note = traffic(before, &store, segments.len() - 1);
-        theirs.push(PgBackRest::new(&bench.stores.empty(place)?, primary)?.push(&segments[1..])?);
-        let peer = PgBackRest::new(&bench.stores.empty(place)?, primary)?;
+        let store = bench.stores.empty(place)?;
+        theirs.push(PgBackRest::new(&store, primary)?.push(&segments[1..])?);
+        let store = bench.stores.empty(place)?;
+        let peer = PgBackRest::new(&store, primary)?;
         theirs_async.push(peer.push_asynchronously(&segments[1..])?);
         if place == Place::Folder {
             floor.push(zstd_and_sync(&segments[1..], pg::server_dir().path())?);

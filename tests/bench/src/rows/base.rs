@@ -13,6 +13,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let mut lines = Vec::new();
     for place in Place::ALL {
         lines.extend(at(bench, &primary, place)?);
+        Bench::show(&lines);
     }
     Ok(lines)
 }

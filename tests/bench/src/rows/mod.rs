@@ -5,7 +5,7 @@ mod base;
 mod restore;
 
 use crate::stores::Stores;
-use crate::table::Line;
+use crate::table::{Line, markdown};
 
 /// What the rows are given.
 pub(crate) struct Bench {
@@ -17,6 +17,13 @@ pub(crate) struct Bench {
     pub(crate) scale: u32,
     /// How many segments are archived and, in `restore`, sliced.
     pub(crate) segments: usize,
+}
+
+impl Bench {
+    /// Shows what was measured so far: a run takes long.
+    fn show(lines: &[Line]) {
+        eprintln!("{}", markdown(lines));
+    }
 }
 
 /// A kind of row.

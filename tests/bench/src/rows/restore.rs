@@ -30,6 +30,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         lines.push(history.slice(&segments, place)?);
         let what = format!("restore, {} segments of WAL, {}", segments.len(), place.name());
         lines.extend(history.restores(bench, &what)?);
+        Bench::show(&lines);
     }
     Ok(lines)
 }
