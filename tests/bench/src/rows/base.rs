@@ -28,7 +28,7 @@ fn at(bench: &Bench, primary: &Primary, place: Place) -> anyhow::Result<Vec<Line
         let store = bench.stores.empty(place)?;
         let peer = PgBackRest::new(&store, primary)?;
         let before = store.traffic();
-        theirs.push(time(peer.command().args(["--type=full", "--no-archive-copy", "backup"]))?);
+        theirs.push(time(peer.command().args(["--type=full", "backup"]))?);
         their_note = stored_since(before, &store);
         if place == Place::Folder {
             let directory = pg::server_dir();

@@ -40,7 +40,7 @@ impl History {
         let (ours, theirs) = (bench.stores.empty(place)?, bench.stores.empty(place)?);
         time(&mut base::push(&ours, primary)?)?;
         let peer = PgBackRest::new(&theirs, primary)?;
-        time(peer.command().args(["--type=full", "--no-archive-copy", "backup"]))?;
+        time(peer.command().args(["--type=full", "backup"]))?;
         primary.switch()?;
         Ok(History { ours, peer, _theirs: theirs })
     }
