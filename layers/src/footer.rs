@@ -122,9 +122,7 @@ impl Footer {
             return Err(damaged("its footer contradicts itself"));
         }
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-        let arrow = decode_foreign(|| {
-            ArrowReaderMetadata::try_new(Arc::new(metadata), options).map_err(|error| error.to_string())
-        });
+        let arrow = decode_foreign(|| ArrowReaderMetadata::try_new(Arc::new(metadata), options));
         let arrow = arrow.map_err(unreadable)?;
         if !events && !same_columns(&arrow) {
             return Err(damaged("its columns are not those of a layer"));

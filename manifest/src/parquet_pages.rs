@@ -5,6 +5,7 @@
 //! length before it finds out (`tests/hostile/findings`).
 
 use std::any::Any;
+use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Structures and lists in one another: a footer has eight levels, down to the encodings of a column's pages.
@@ -14,9 +15,11 @@ const MAGIC: &[u8; 4] = b"PAR1";
 
 /// What Parquet's reader made of bytes from outside; a panic of it is an error too, though its
 /// message still goes to standard error. `decode` must leave nothing behind but its result.
-pub fn decode_foreign<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    let panicked = |panic: Box<dyn Any + Send>| Err(format!("the decoder stopped: {}", message(&*panic)));
-    catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(panicked)
+pub fn decode_foreign<T, E: Display>(decode: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(decode)) {
+        Ok(decoded) => decoded.map_err(|error| error.to_string()),
+        Err(panic) => Err(format!("the decoder stopped: {}", message(&*panic))),
+    }
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {
@@ -85,32 +88,29 @@ impl PageHeader {
     pub fn decode(bytes: &[u8]) -> Option<(PageHeader, &[u8])> {
         let mut header = PageHeader::default();
         let mut input = Thrift { bytes };
-        let mut id = 0i64;
-        while let Some((next, kind)) = input.field(id)? {
-            id = next;
+        input.fields(|input, id, kind| {
             match (id, kind) {
                 (1, I32) => header.page_type = Some(input.zigzag()?),
                 (2, I32) => header.uncompressed = Some(input.zigzag()?),
                 (3, I32) => header.compressed = Some(input.zigzag()?),
-                (5, STRUCT) => header.data_page(&mut input)?,
+                (5, STRUCT) => header.data_page(input)?,
                 (_, kind) => input.skip(kind, 0)?,
             }
-        }
+            Some(())
+        })?;
         Some((header, input.bytes))
     }
 
     /// `DataPageHeader`.
     fn data_page(&mut self, input: &mut Thrift<'_>) -> Option<()> {
-        let mut id = 0i64;
-        while let Some((next, kind)) = input.field(id)? {
-            id = next;
+        input.fields(|input, id, kind| {
             match (id, kind) {
                 (1, I32) => self.values = Some(input.zigzag()?),
                 (2, I32) => self.encoding = Some(input.zigzag()?),
                 (_, kind) => input.skip(kind, 0)?,
             }
-        }
-        Some(())
+            Some(())
+        })
     }
 }
 
@@ -168,6 +168,16 @@ impl Thrift<'_> {
         Some(Some((id, byte & 15)))
     }
 
+    /// A structure: `read` takes the value of each field, by its number and type.
+    fn fields(&mut self, mut read: impl FnMut(&mut Self, i64, u8) -> Option<()>) -> Option<()> {
+        let mut id = 0;
+        while let Some((next, kind)) = self.field(id)? {
+            id = next;
+            read(self, id, kind)?;
+        }
+        Some(())
+    }
+
     fn skip(&mut self, kind: u8, depth: u32) -> Option<()> {
         if depth > DEPTH_MAX {
             return None;
@@ -197,13 +207,7 @@ impl Thrift<'_> {
                     }
                 }
             }
-            STRUCT => {
-                let mut id = 0;
-                while let Some((next, kind)) = self.field(id)? {
-                    id = next;
-                    self.skip(kind, depth + 1)?;
-                }
-            }
+            STRUCT => self.fields(|input, _, kind| input.skip(kind, depth + 1))?,
             _ => return None,
         }
         Some(())
@@ -251,11 +255,11 @@ mod tests {
 
     #[test]
     fn a_panic_of_a_decoder_is_an_error_that_says_why() {
-        assert_eq!(decode_foreign(|| Ok(1)), Ok(1));
-        assert_eq!(decode_foreign::<()>(|| Err("short".to_owned())), Err("short".to_owned()));
-        let stopped = decode_foreign::<()>(|| panic!("no page {}", 7));
+        assert_eq!(decode_foreign::<_, String>(|| Ok(1)), Ok(1));
+        assert_eq!(decode_foreign::<(), String>(|| Err("short".to_owned())), Err("short".to_owned()));
+        let stopped = decode_foreign::<(), String>(|| panic!("no page {}", 7));
         assert_eq!(stopped, Err("the decoder stopped: no page 7".to_owned()));
-        let stopped = decode_foreign::<()>(|| panic!("no page"));
+        let stopped = decode_foreign::<(), String>(|| panic!("no page"));
         assert_eq!(stopped, Err("the decoder stopped: no page".to_owned()));
     }
 

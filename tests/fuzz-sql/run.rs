@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use zenith_pgformat::Lsn;
 use zenith_store::Env;
 use zenith_testkit::oracle::{insert_lsn, wal_segment_size};
-use zenith_testkit::outcome::{ended, said};
+use zenith_testkit::outcome::{ended, panicked, said};
 use zenith_testkit::pg::{self, Pg, StopMode};
 
 /// So many differences are shown.
@@ -121,7 +121,7 @@ pub(crate) fn many(
                 while let Some(seed) = next() {
                     let begun = clock.elapsed();
                     let ended = catch_unwind(AssertUnwindSafe(|| job(seed)))
-                        .unwrap_or_else(|panic| Err(panicked(&*panic)));
+                        .unwrap_or_else(|panic| Err(panicked(&*panic).to_owned()));
                     let took = (clock.elapsed() - begun).as_secs_f64();
                     let mut done = done.lock().expect("nothing fails under the lock");
                     done.0 += 1;
@@ -139,10 +139,4 @@ pub(crate) fn many(
     let (ran, failed) = done.into_inner().expect("nothing fails under the lock");
     println!("{ran} seeds, {} failed {failed:?}", failed.len());
     assert!(failed.is_empty(), "again: make {target} FIRST={}", failed[0]);
-}
-
-fn panicked(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().cloned();
-    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-        .unwrap_or_else(|| "a panic".to_owned())
 }

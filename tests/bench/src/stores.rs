@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use zenith_testkit::commands::zenith_bin;
 use zenith_testkit::minio::{Bucket, Minio};
 use zenith_testkit::pg;
 
@@ -99,10 +100,9 @@ impl Stores {
 }
 
 impl Reached {
-    /// One of Zenith's commands on this store, built beside this program.
-    pub(crate) fn zenith(&self, program: &str) -> anyhow::Result<Command> {
-        let own = std::env::current_exe().context("own path")?;
-        let mut command = pg::command(own.with_file_name(program));
+    /// One of Zenith's commands on this store.
+    pub(crate) fn zenith(&self, program: &str) -> Command {
+        let mut command = pg::command(zenith_bin(program));
         match self {
             Reached::Folder(directory) => {
                 command.env("ZENITH_STORE", format!("file://{}", directory.path().display()));
@@ -117,7 +117,13 @@ impl Reached {
                     .env("SSL_CERT_FILE", authority);
             }
         }
-        Ok(command)
+        command
+    }
+
+    /// Requests, bytes to the store and bytes from it since they were `before`.
+    pub(crate) fn traffic_since(&self, before: Option<[u64; 3]>) -> Option<[u64; 3]> {
+        let (before, after) = before.zip(self.traffic())?;
+        Some([0, 1, 2].map(|at| after[at] - before[at]))
     }
 
     /// Requests and bytes so far, where there is a network to count them on.

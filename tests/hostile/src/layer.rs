@@ -71,11 +71,8 @@ fn forge(meta_offset: u32, object: &[u8]) -> (LayerEntry, Bytes) {
     let mut object = object.to_vec();
     let reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Skip);
     // As a writer on purpose would: what the product refuses at once is not even signed.
-    let parsed = footer_is_sound(&object).and_then(|()| {
-        decode_foreign(|| {
-            reader.parse_and_finish(&Bytes::copy_from_slice(&object)).map_err(|e| e.to_string())
-        })
-    });
+    let parsed = footer_is_sound(&object)
+        .and_then(|()| decode_foreign(|| reader.parse_and_finish(&Bytes::copy_from_slice(&object))));
     let metadata = parsed.ok();
     let pairs = metadata.as_ref().and_then(|metadata| metadata.file_metadata().key_value_metadata());
     let said: HashMap<&str, &String> = pairs

@@ -8,6 +8,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
+use zenith_testkit::outcome::panicked;
 
 mod files;
 mod layer;
@@ -92,11 +93,7 @@ pub fn run(name: &str, input: &[u8]) {
     // libFuzzer's own ends the process at every panic, and one that prints would make the log too long.
     HOOK.call_once(|| std::panic::set_hook(Box::new(|_| {})));
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (find(name).run)(input))) {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        eprintln!(
-            "{name} panicked: {}",
-            text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?")
-        );
+        eprintln!("{name} panicked: {}", panicked(&*panic));
         std::process::abort();
     }
 }

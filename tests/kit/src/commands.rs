@@ -1,12 +1,10 @@
 //! Zenith's own commands, as cargo built them.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// Where cargo put a command: beside the directory of the test that asks.
+/// Where cargo put a command: beside the program that asks or, as a test lies a folder deeper, beside that folder.
 pub fn zenith_bin(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("own path");
-    let target = test.parent().and_then(Path::parent).expect("target directory");
-    let path = target.join(name);
-    assert!(path.exists(), "{} is not built: run `cargo build --workspace` first", path.display());
-    path
+    let own = std::env::current_exe().expect("own path");
+    let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());
+    found.unwrap_or_else(|| panic!("no {name} near {}: run `cargo build --workspace` first", own.display()))
 }

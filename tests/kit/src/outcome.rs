@@ -1,6 +1,13 @@
 //! What a command of Zenith's said, and whether it ended as it should.
 
+use std::any::Any;
 use std::process::{Command, Output};
+
+/// What a panic said.
+pub fn panicked(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic")
+}
 
 /// Runs a command to its end.
 #[track_caller]

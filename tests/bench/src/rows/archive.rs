@@ -13,12 +13,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let primary = Primary::new(bench.scale)?;
     let mut segments = primary.load(bench.segments)?;
     segments.truncate(bench.segments);
-    let mut lines = Vec::new();
-    for place in Place::ALL {
-        lines.extend(at(bench, &primary, &segments, place)?);
-        Bench::show(&lines);
-    }
-    Ok(lines)
+    Bench::at_each_place(|place| at(bench, &primary, &segments, place))
 }
 
 fn at(bench: &Bench, primary: &Primary, segments: &[PathBuf], place: Place) -> anyhow::Result<Vec<Line>> {
@@ -27,7 +22,7 @@ fn at(bench: &Bench, primary: &Primary, segments: &[PathBuf], place: Place) -> a
     for _ in 0..bench.repeats {
         let store = bench.stores.empty(place)?;
         let push = |segment: &std::path::Path| {
-            let mut command = store.zenith("zenith_push")?;
+            let mut command = store.zenith("zenith_push");
             command.arg("wal").arg(segment);
             Ok(command)
         };
@@ -64,7 +59,7 @@ fn at(bench: &Bench, primary: &Primary, segments: &[PathBuf], place: Place) -> a
 }
 
 fn traffic(before: Option<[u64; 3]>, store: &Reached, segments: usize) -> String {
-    let (Some(before), Some(after)) = (before, store.traffic()) else { return String::new() };
-    let [requests, sent, _] = [0, 1, 2].map(|at| (after[at] - before[at]) as f64 / segments as f64);
+    let Some(traffic) = store.traffic_since(before) else { return String::new() };
+    let [requests, sent, _] = traffic.map(|count| count as f64 / segments as f64);
     format!("{requests:.1} requests and {:.2} MB a segment", sent / 1e6)
 }

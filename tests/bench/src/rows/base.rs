@@ -10,12 +10,7 @@ use zenith_testkit::pg;
 
 pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let primary = Primary::new(bench.scale)?;
-    let mut lines = Vec::new();
-    for place in Place::ALL {
-        lines.extend(at(bench, &primary, place)?);
-        Bench::show(&lines);
-    }
-    Ok(lines)
+    Bench::at_each_place(|place| at(bench, &primary, place))
 }
 
 fn at(bench: &Bench, primary: &Primary, place: Place) -> anyhow::Result<Vec<Line>> {
@@ -23,7 +18,7 @@ fn at(bench: &Bench, primary: &Primary, place: Place) -> anyhow::Result<Vec<Line
     let (mut our_note, mut their_note) = (String::new(), String::new());
     for _ in 0..bench.repeats {
         let store = bench.stores.empty(place)?;
-        ours.push(time(&mut push(&store, primary)?)?);
+        ours.push(time(&mut push(&store, primary))?);
         our_note = stored(&store);
         let store = bench.stores.empty(place)?;
         let peer = PgBackRest::new(&store, primary)?;
@@ -55,10 +50,10 @@ fn at(bench: &Bench, primary: &Primary, place: Place) -> anyhow::Result<Vec<Line
 }
 
 /// `zenith_push base` of the primary.
-pub(super) fn push(store: &Reached, primary: &Primary) -> anyhow::Result<std::process::Command> {
-    let mut command = store.zenith("zenith_push")?;
+pub(super) fn push(store: &Reached, primary: &Primary) -> std::process::Command {
+    let mut command = store.zenith("zenith_push");
     command.args(["base", "--checkpoint=fast", "-U", "postgres", "-h"]).arg(primary.server.socket());
-    Ok(command)
+    command
 }
 
 fn stored(store: &Reached) -> String {
@@ -66,12 +61,9 @@ fn stored(store: &Reached) -> String {
 }
 
 fn stored_since(before: Option<[u64; 3]>, store: &Reached) -> String {
-    match (store.stored(), before, store.traffic()) {
-        (Some(bytes), ..) => format!("{:.1} MB stored", bytes as f64 / 1e6),
-        (_, Some(before), Some(after)) => {
-            let [requests, sent, _] = [0, 1, 2].map(|at| after[at] - before[at]);
-            format!("{requests} requests, {:.1} MB sent", sent as f64 / 1e6)
-        }
+    match (store.stored(), store.traffic_since(before)) {
+        (Some(bytes), _) => format!("{:.1} MB stored", bytes as f64 / 1e6),
+        (_, Some([requests, sent, _])) => format!("{requests} requests, {:.1} MB sent", sent as f64 / 1e6),
         _ => String::new(),
     }
 }

@@ -4,7 +4,7 @@ mod archive;
 mod base;
 mod restore;
 
-use crate::stores::Stores;
+use crate::stores::{Place, Stores};
 use crate::table::{Line, markdown};
 
 /// What the rows are given.
@@ -20,9 +20,14 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// Shows what was measured so far: a run takes long.
-    fn show(lines: &[Line]) {
-        eprintln!("{}", markdown(lines));
+    /// Measures at every place. What was measured so far is shown: a run takes long.
+    fn at_each_place(mut at: impl FnMut(Place) -> anyhow::Result<Vec<Line>>) -> anyhow::Result<Vec<Line>> {
+        let mut lines = Vec::new();
+        for place in Place::ALL {
+            lines.extend(at(place)?);
+            eprintln!("{}", markdown(&lines));
+        }
+        Ok(lines)
     }
 }
 

@@ -18,27 +18,25 @@ struct History {
 }
 
 pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let mut lines = Vec::new();
-    for place in Place::ALL {
+    Bench::at_each_place(|place| {
         let primary = Primary::new(bench.scale)?;
         let history = History::begin(bench, &primary, place)?;
         history.push(&primary.archived()?)?;
-        time(&mut history.ours.zenith("zenith_slicedice")?)?;
-        lines.extend(history.restores(bench, &format!("restore, no WAL, {}", place.name()))?);
+        time(&mut history.ours.zenith("zenith_slicedice"))?;
+        let mut lines = history.restores(bench, &format!("restore, no WAL, {}", place.name()))?;
         let segments = primary.load(bench.segments)?;
         history.push(&segments)?;
         lines.push(history.slice(&segments, place)?);
         let what = format!("restore, {} segments of WAL, {}", segments.len(), place.name());
         lines.extend(history.restores(bench, &what)?);
-        Bench::show(&lines);
-    }
-    Ok(lines)
+        Ok(lines)
+    })
 }
 
 impl History {
     fn begin(bench: &Bench, primary: &Primary, place: Place) -> anyhow::Result<History> {
         let (ours, theirs) = (bench.stores.empty(place)?, bench.stores.empty(place)?);
-        time(&mut base::push(&ours, primary)?)?;
+        time(&mut base::push(&ours, primary))?;
         let peer = PgBackRest::new(&theirs, primary)?;
         time(peer.command().args(["--type=full", "backup"]))?;
         primary.switch()?;
@@ -47,7 +45,7 @@ impl History {
 
     fn push(&self, segments: &[PathBuf]) -> anyhow::Result<()> {
         each(segments, |segment| {
-            let mut command = self.ours.zenith("zenith_push")?;
+            let mut command = self.ours.zenith("zenith_push");
             command.arg("wal").arg(segment);
             Ok(command)
         })?;
@@ -58,7 +56,7 @@ impl History {
     /// Slicing changes the store, so there is one run.
     fn slice(&self, segments: &[PathBuf], place: Place) -> anyhow::Result<Line> {
         let (before, traffic) = (self.ours.stored(), self.ours.traffic());
-        let took = time(&mut self.ours.zenith("zenith_slicedice")?)?;
+        let took = time(&mut self.ours.zenith("zenith_slicedice"))?;
         let raw =
             segments.iter().filter_map(|segment| segment.metadata().ok()).map(|about| about.len()).sum();
         let mut runs = Runs::default();
@@ -71,10 +69,10 @@ impl History {
             note: format!(
                 "{:.0} MB of WAL a second of CPU, {}",
                 mega(raw) / took.cpu.as_secs_f64(),
-                match (before, self.ours.stored(), traffic, self.ours.traffic()) {
-                    (Some(before), Some(after), ..) =>
+                match (before.zip(self.ours.stored()), self.ours.traffic_since(traffic)) {
+                    (Some((before, after)), _) =>
                         format!("{:.2} of the WAL stored", (after - before) as f64 / raw as f64),
-                    (.., Some(before), Some(after)) => format!("{} requests", after[0] - before[0]),
+                    (_, Some([requests, ..])) => format!("{requests} requests"),
                     _ => String::new(),
                 }
             ),
@@ -88,7 +86,7 @@ impl History {
             let home = pg::server_dir();
             let data = home.path().join("data");
             let before = self.ours.traffic();
-            let took = time(self.ours.zenith("zenith_restore")?.arg("-D").arg(&data))?;
+            let took = time(self.ours.zenith("zenith_restore").arg("-D").arg(&data))?;
             note = self.requests(before);
             ours.push(took);
             our_answers.push(Took { cpu: Duration::ZERO, ..took }.and_then(first_answer(&data, home)?));
@@ -116,8 +114,8 @@ impl History {
     }
 
     fn requests(&self, before: Option<[u64; 3]>) -> String {
-        let (Some(before), Some(after)) = (before, self.ours.traffic()) else { return String::new() };
-        format!("{} requests, {:.1} MB read", after[0] - before[0], mega(after[2] - before[2]))
+        let Some([requests, _, read]) = self.ours.traffic_since(before) else { return String::new() };
+        format!("{requests} requests, {:.1} MB read", mega(read))
     }
 }
 
