@@ -78,6 +78,13 @@ impl StoreSettings {
         self.create_folder
     }
 
+    /// The options that, besides its URL, decide which store is meant: the same bucket may be on another server.
+    pub fn place(&self) -> impl Iterator<Item = (&str, &str)> {
+        let decides =
+            |name: &str| ["endpoint", "account_name", "emulator"].iter().any(|part| name.contains(part));
+        self.options().filter(move |(name, ..)| decides(name)).map(|(name, value, _)| (name, value))
+    }
+
     /// In the order in which they apply; `true` where an unknown name is an error.
     pub(crate) fn options(&self) -> impl Iterator<Item = (&str, &str, bool)> {
         let environment = self.from_environment.iter().map(|(name, value)| (&**name, &**value, false));
@@ -111,6 +118,16 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("hunter"), "{text}");
+    }
+
+    #[test]
+    fn another_server_is_another_place_and_another_key_is_not() {
+        let at = |endpoint: &str, key: &str| {
+            StoreSettings::default().set("aws_endpoint_url", endpoint).set("aws_access_key_id", key)
+        };
+        let place = |settings: &StoreSettings| format!("{:?}", settings.place().collect::<Vec<_>>());
+        assert_eq!(place(&at("https://a", "1")), place(&at("https://a", "2")));
+        assert_ne!(place(&at("https://a", "1")), place(&at("https://b", "1")));
     }
 
     #[test]

@@ -403,7 +403,7 @@ fn a_file_system_that_hangs_is_told_within_the_limit_with_what_was_being_done() 
     {
         let number = number as u32 * 10;
         let (store, env) = place.hung(hangs, number);
-        let error = push::wal::push_within(&env, limit, &store, &file).expect_err("hung");
+        let error = push::wal::push_within(&env, limit, &store, &file, 0).expect_err("hung");
         let said = exit::message_of(&error);
         assert_eq!(exit::status_of(&error), exit::FAILED);
         assert!(said.contains(&name(1)) && said.contains("42 s") && said.contains(step), "{said}");

@@ -37,10 +37,21 @@ pub fn check_segment(
     size: WalSegSize,
     system_identifier: u64,
 ) -> Result<Tli, SegmentCheckError> {
-    if content.len() as u64 != size.bytes() {
-        return Err(SegmentCheckError::Size { found: content.len() as u64, expected: size.bytes() });
+    check_segment_head(content, content.len() as u64, segment, size, system_identifier)
+}
+
+/// As [`check_segment`], by the beginning of a segment, at least its first page, and its length.
+pub fn check_segment_head(
+    head: &[u8],
+    length: u64,
+    segment: u64,
+    size: WalSegSize,
+    system_identifier: u64,
+) -> Result<Tli, SegmentCheckError> {
+    if length != size.bytes() {
+        return Err(SegmentCheckError::Size { found: length, expected: size.bytes() });
     }
-    let header = PageHeader::decode(content)?;
+    let header = PageHeader::decode(head)?;
     let start: Lsn = size.start_of(segment);
     header.check(start, size, system_identifier)?;
     Ok(header.tli)

@@ -8,11 +8,25 @@ const LEVEL: i32 = 1;
 
 /// One frame with the content's length and checksum.
 pub(crate) fn compress(content: &[u8]) -> std::io::Result<Bytes> {
-    let mut encoder = zstd::stream::write::Encoder::new(Vec::with_capacity(content.len() / 4), LEVEL)?;
-    encoder.include_checksum(true)?;
-    encoder.set_pledged_src_size(Some(content.len() as u64))?;
+    let mut encoder = encoder(content.len() as u64, 0)?;
     encoder.write_all(content)?;
     encoder.finish().map(Bytes::from)
+}
+
+/// What makes such a frame of content that comes in parts, of this length together: with that many threads besides the one
+/// that writes, or by itself for 0.
+pub(crate) fn encoder(
+    length: u64,
+    threads: u32,
+) -> std::io::Result<zstd::stream::write::Encoder<'static, Vec<u8>>> {
+    let capacity = usize::try_from(length / 4).unwrap_or_default();
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::with_capacity(capacity), LEVEL)?;
+    encoder.include_checksum(true)?;
+    encoder.set_pledged_src_size(Some(length))?;
+    if threads > 0 {
+        encoder.multithread(threads)?;
+    }
+    Ok(encoder)
 }
 
 /// The longest that [`compress`] can make of `content_max` bytes (`ZSTD_compressBound`, and the checksum).

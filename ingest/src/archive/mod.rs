@@ -3,14 +3,17 @@
 
 mod chain;
 mod check;
+mod compressed;
 pub(crate) mod frame;
 
 pub use chain::{ArchiveChain, BranchPoint};
-pub use check::{SegmentCheckError, check_segment};
+pub use check::{SegmentCheckError, check_segment, check_segment_head};
+pub use compressed::Compressed;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::ObjectStore;
+use std::borrow::Cow;
 use std::sync::Arc;
 use zenith_pgformat::Tli;
 use zenith_pgformat::history::{History, HistoryError};
@@ -54,6 +57,14 @@ pub enum ArchiveError {
         /// What is wrong.
         what: String,
     },
+    /// A file that was to be archived and could be read only once.
+    #[error("{name} cannot be read again, to compare it with what was archived before: {reason}")]
+    Unreadable {
+        /// The WAL file.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// A history file that PostgreSQL did not write.
     #[error("{name}: {source}")]
     History {
@@ -74,26 +85,6 @@ pub enum Stored {
     Stored,
     /// It was there with the same content.
     AlreadyThere,
-}
-
-/// A file's content, compressed before anything is known of the timeline that it goes to.
-#[derive(Clone, Debug)]
-pub struct Compressed {
-    content: Vec<u8>,
-    frame: Bytes,
-}
-
-impl Compressed {
-    /// Compresses; takes tens of milliseconds for a segment, so not in an async task.
-    pub fn new(content: Vec<u8>) -> std::io::Result<Compressed> {
-        let frame = frame::compress(&content)?;
-        Ok(Compressed { content, frame })
-    }
-
-    /// As it was.
-    pub fn content(&self) -> &[u8] {
-        &self.content
-    }
 }
 
 /// The raw WAL of one timeline. Cheap to clone.
@@ -131,15 +122,15 @@ impl WalArchive {
         &self.paths
     }
 
-    /// Archives a file: checks it, compresses it, and creates its object with one conditional PUT. The same content
+    /// Archives content: checks it, compresses it, and creates its object with one conditional PUT. The same content
     /// again succeeds; other content fails and changes nothing, history files included.
     pub async fn put(&self, env: &Env, file: WalFile, content: &[u8]) -> Result<Stored, ArchiveError> {
-        self.check(file, content).await?;
+        self.check(file, content, content.len() as u64).await?;
         let frame = frame::compress(content).map_err(|e| ArchiveError::Damaged {
             object: self.name(file),
             what: format!("it cannot be compressed: {e}"),
         })?;
-        self.create(env, file, content, frame).await
+        self.create(env, file, frame, || Ok(Cow::Borrowed(content))).await
     }
 
     /// As [`WalArchive::put`], of a file that was compressed while the timeline was still being looked up.
@@ -147,19 +138,24 @@ impl WalArchive {
         &self,
         env: &Env,
         file: WalFile,
-        compressed: Compressed,
+        compressed: &Compressed,
     ) -> Result<Stored, ArchiveError> {
-        let Compressed { content, frame } = compressed;
-        self.check(file, &content).await?;
-        self.create(env, file, &content, frame).await
+        self.check(file, compressed.head(), compressed.length()).await?;
+        let content = || {
+            compressed.content().map(Cow::Owned).map_err(|error| ArchiveError::Unreadable {
+                name: self.name(file),
+                reason: error.to_string(),
+            })
+        };
+        self.create(env, file, compressed.frame(), content).await
     }
 
-    async fn create(
+    async fn create<'a>(
         &self,
         env: &Env,
         file: WalFile,
-        content: &[u8],
         frame: Bytes,
+        content: impl FnOnce() -> Result<Cow<'a, [u8]>, ArchiveError>,
     ) -> Result<Stored, ArchiveError> {
         let path = self.path(file);
         match zenith_store::create(&*self.objects, env, &path, frame).await? {
@@ -167,18 +163,19 @@ impl WalArchive {
             Creation::Same => return Ok(Stored::AlreadyThere),
             Creation::Other => {}
         }
-        // Another release of the compressor gives other bytes for the same content.
+        // Another release of the compressor, or another number of threads, gives other bytes for the same content.
         let max = self.content_max(file);
         let found = zenith_store::get(&*self.objects, &path, frame::compressed_max(max)).await?;
         let archived = frame::decompress(&found, max)
             .map_err(|what| ArchiveError::Damaged { object: path.to_string(), what })?;
-        if archived == content {
+        let content = content()?;
+        if archived == *content {
             return Ok(Stored::AlreadyThere);
         }
         Err(ArchiveError::Other {
             name: self.name(file),
             archived: crc32c::crc32c(&archived),
-            offered: crc32c::crc32c(content),
+            offered: crc32c::crc32c(&content),
         })
     }
 
@@ -256,15 +253,16 @@ impl WalArchive {
             .map_err(|source| ArchiveError::History { name: self.name(WalFile::History { tli }), source })
     }
 
-    /// What must hold before a file is acknowledged. A segment's first page may be of an ancestor's TLI: the first
+    /// What must hold before a file is acknowledged; `head` is all of one that is no segment. A segment's first page may be of an ancestor's TLI: the first
     /// segment after a promotion begins with its parent's pages. History and backup files do not say whose they are:
     /// that is for the caller to find out.
-    async fn check(&self, file: WalFile, content: &[u8]) -> Result<(), ArchiveError> {
+    async fn check(&self, file: WalFile, head: &[u8], length: u64) -> Result<(), ArchiveError> {
         let refused = |source| ArchiveError::Check { name: self.name(file), source };
         match file {
             WalFile::Segment { tli, segment } | WalFile::Partial { tli, segment } => {
-                let page_tli = check_segment(content, segment, self.segment_size, self.system_identifier)
-                    .map_err(refused)?;
+                let page_tli =
+                    check_segment_head(head, length, segment, self.segment_size, self.system_identifier)
+                        .map_err(refused)?;
                 if page_tli == tli {
                     return Ok(());
                 }
@@ -278,14 +276,11 @@ impl WalArchive {
                     _ => Ok(()),
                 }
             }
-            WalFile::History { tli } if content.len() as u64 <= SMALL_FILE_MAX => {
-                self.parse_history(tli, content).map(|_| ())
+            WalFile::History { tli } if length <= SMALL_FILE_MAX => self.parse_history(tli, head).map(|_| ()),
+            WalFile::Backup { .. } if length <= SMALL_FILE_MAX => Ok(()),
+            WalFile::History { .. } | WalFile::Backup { .. } => {
+                Err(refused(SegmentCheckError::Size { found: length, expected: SMALL_FILE_MAX }))
             }
-            WalFile::Backup { .. } if content.len() as u64 <= SMALL_FILE_MAX => Ok(()),
-            WalFile::History { .. } | WalFile::Backup { .. } => Err(refused(SegmentCheckError::Size {
-                found: content.len() as u64,
-                expected: SMALL_FILE_MAX,
-            })),
         }
     }
 

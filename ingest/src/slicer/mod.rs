@@ -57,6 +57,8 @@ pub struct SlicerOptions {
     pub lag: Duration,
     /// With `--follow`: pause between two looks at the archive.
     pub poll: Duration,
+    /// With `--follow`: what that pause grows to, doubling, while nothing arrives.
+    pub poll_idle: Duration,
     /// Stop before the first record that ends past this LSN.
     pub stop_at: Option<Lsn>,
 }
@@ -67,6 +69,7 @@ impl Default for SlicerOptions {
             arena_bytes: 128 << 20,
             lag: Duration::from_secs(10),
             poll: Duration::from_secs(1),
+            poll_idle: Duration::from_secs(10),
             stop_at: None,
         }
     }

@@ -4,6 +4,7 @@ use super::sink::Sink;
 use super::{SliceReport, Slicer, Stopped, Told, new_stream};
 use crate::error::IngestError;
 use crate::interpret::needs;
+use std::time::Duration;
 use zenith_pgformat::wal::WalError;
 
 /// Records that are decoded together, so that the state they need is loaded in one go.
@@ -53,7 +54,9 @@ impl<S: Sink> Slicer<S> {
         mut told: impl FnMut(Told<'_>) + Send,
     ) -> Result<Stopped, IngestError> {
         self.report = SliceReport::new(self.position, self.tli);
+        let mut pause = self.options.poll;
         loop {
+            let before = self.position;
             let mut follower = Follower { stop: &mut stop, told: &mut told };
             let mut stopped = self.look(Some(&mut follower)).await?;
             if self.is_committed() {
@@ -71,7 +74,24 @@ impl<S: Sink> Slicer<S> {
             if last {
                 return Ok(stopped);
             }
-            self.env.clock.sleep(self.options.poll).await;
+            // A look at an archive that nobody writes to is paid for, too.
+            let idle = self.is_committed() && self.position == before;
+            pause =
+                if idle { pause.saturating_mul(2).min(self.options.poll_idle) } else { self.options.poll };
+            self.pause(pause, &mut stop).await;
+        }
+    }
+
+    /// Waits, in parts of [`super::SlicerOptions::poll`], between which it may be asked to stop.
+    async fn pause(&self, pause: Duration, stop: &mut (impl FnMut() -> bool + Send)) {
+        let mut waited = Duration::ZERO;
+        while waited < pause {
+            let part = self.options.poll.max(Duration::from_millis(1)).min(pause - waited);
+            self.env.clock.sleep(part).await;
+            waited += part;
+            if stop() {
+                return;
+            }
         }
     }
 

@@ -73,7 +73,8 @@ impl PgBackRest {
 
     /// The same with processes of its own that push what is ready.
     pub(crate) fn push_asynchronously(&self, segments: &[PathBuf]) -> anyhow::Result<Took> {
-        let (data, wal) = self.looks_like_a_server(segments)?;
+        let data = self.files.path().join("data");
+        let wal = waiting(&self.primary, segments, &data)?;
         let begun = crate::measure::now();
         each(segments, |segment| {
             let mut command = self.command();
@@ -84,20 +85,18 @@ impl PgBackRest {
         // Its processes are no children of this one, so that what they use is not known.
         Ok(Took { wall: begun.elapsed(), ..Took::default() })
     }
+}
 
-    /// A directory in which these segments are ready to be archived, and where they are there: its processes look nowhere
-    /// else for what is ready.
-    fn looks_like_a_server(&self, segments: &[PathBuf]) -> anyhow::Result<(PathBuf, PathBuf)> {
-        let data = self.files.path().join("data");
-        let script = "mkdir -p \"$1/global\" \"$1/pg_wal/archive_status\" && cp \"$2/PG_VERSION\" \"$1/\" && \
-                      cp \"$2/global/pg_control\" \"$1/global/\" && to=$1 && shift 2 && \
-                      for file; do ln \"$file\" \"$to/pg_wal/\" && touch \"$to/pg_wal/archive_status/${file##*/}.ready\" || exit 1; done";
-        let mut command = pg::command("sh");
-        command.args(["-c", script, "sh"]).arg(&data).arg(&self.primary).args(segments);
-        time(&mut command)?;
-        let wal = data.join("pg_wal");
-        Ok((data, wal))
-    }
+/// Makes `data` a directory in which these segments wait to be archived, as in the primary's own, and answers with its WAL
+/// directory: pgBackRest's processes look nowhere else for what is ready, and neither does `zenith_push wal --ahead`.
+pub(crate) fn waiting(primary: &Path, segments: &[PathBuf], data: &Path) -> anyhow::Result<PathBuf> {
+    let script = "mkdir -p \"$1/global\" \"$1/pg_wal/archive_status\" && cp \"$2/PG_VERSION\" \"$1/\" && \
+                  cp \"$2/global/pg_control\" \"$1/global/\" && to=$1 && shift 2 && \
+                  for file; do ln \"$file\" \"$to/pg_wal/\" && touch \"$to/pg_wal/archive_status/${file##*/}.ready\" || exit 1; done";
+    let mut command = pg::command("sh");
+    command.args(["-c", script, "sh"]).arg(data).arg(primary).args(segments);
+    time(&mut command)?;
+    Ok(data.join("pg_wal"))
 }
 
 /// Runs a command for each of these files, one after the other.

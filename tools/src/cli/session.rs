@@ -22,13 +22,7 @@ const SERVER_USER: &str = "postgres";
 impl Settings {
     /// Opens the store; a writer creates the directory of a folder store. No request is sent yet.
     pub fn open_store(&self, create_folder: bool) -> anyhow::Result<Store> {
-        let mut settings = self
-            .credentials
-            .iter()
-            .fold(StoreSettings::from_environment(), |settings, (name, value)| {
-                settings.set(name, value.as_str())
-            })
-            .create_folder(create_folder);
+        let mut settings = self.store_settings().create_folder(create_folder);
         if create_folder && let Some(owner) = self.owner_of_new_folder()? {
             settings = settings.new_folder_owner(owner.uid, owner.gid);
         }
@@ -37,6 +31,13 @@ impl Settings {
             warn_of_roots_folder(folder, self.owner.as_deref().unwrap_or(SERVER_USER));
         }
         Ok(store)
+    }
+
+    /// What environment and configuration file say of the store.
+    pub fn store_settings(&self) -> StoreSettings {
+        self.credentials.iter().fold(StoreSettings::from_environment(), |settings, (name, value)| {
+            settings.set(name, value.as_str())
+        })
     }
 
     /// Whom a folder is for that root creates; the default is no error where there is no such user.

@@ -1,5 +1,6 @@
 //! The command line of `zenith_push`.
 
+use super::ahead::AHEAD_MAX;
 use super::{base, wal};
 use crate::cli::options::SOURCES;
 use crate::cli::{Settings, StoreOptions, exit, units};
@@ -40,8 +41,15 @@ Examples:
 The same file again succeeds, other bytes under the same name fail and change nothing; that holds for .history,
 .backup and .partial files too. History and backup files do not say which cluster they are of: global/pg_control of
 the data directory around them, or of the current directory, must be of the timeline's cluster. Every failure exits with 1 within a minute and says why: PostgreSQL keeps the file
-and tries again.")]
+and tries again.
+
+With --ahead N a push goes on, for 5 seconds at most, with up to N further segments that PostgreSQL has marked as ready,
+several at a time; when their turn comes, there is nothing left to do. That is for stores that are far away, and for working
+off a backlog. A record of each lies in pg_wal/archive_status until its turn; without it the segment is pushed again.")]
     Wal {
+        /// Archive up to N further segments that are ready
+        #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=AHEAD_MAX as i64))]
+        ahead: u16,
         /// The file, relative to the data directory or absolute: %p
         path: PathBuf,
     },
@@ -128,7 +136,7 @@ pub fn main() -> ExitCode {
     exit::run("zenith_push", exit::FAILED, || {
         let env = Env::system();
         match cli.command {
-            Command::Wal { path } => wal::run(&env, &cli.store, &path),
+            Command::Wal { path, ahead } => wal::run(&env, &cli.store, &path, usize::from(ahead)),
             Command::Base(args) => {
                 let settings = Settings { owner: args.owner.clone(), ..cli.store.resolve()? };
                 base::run(&env, &settings, &args)

@@ -1,11 +1,11 @@
 //! `zenith_push wal`: PostgreSQL's `archive_command` (facts/peers.md §4.4, PROTOCOLS.md §1).
 
+use super::ahead::{self, Ahead};
 use super::origin::{Neighbour, Origin};
 use crate::cli::deadline::{ARCHIVING, Step, answer_within};
-use crate::cli::{Session, StoreOptions, TimelineChoice, exit, output};
+use crate::cli::{Session, Settings, StoreOptions, TimelineChoice, exit, output};
 use anyhow::{Context, bail};
 use serde::Serialize;
-use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 use zenith_ingest::archive::{Compressed, Stored, WalArchive};
@@ -15,8 +15,10 @@ use zenith_pgformat::history::History;
 use zenith_pgformat::wal_name::{WalFile, WalSegSize};
 use zenith_store::Env;
 
-/// The largest segment that PostgreSQL allows.
-const FILE_MAX: u64 = 1 << 30;
+/// The most threads that compress one segment.
+const THREADS_MAX: usize = 4;
+/// After a push that took longer, nothing is pushed ahead: the store is slow, and the answer due.
+const QUICK: Duration = Duration::from_secs(20);
 
 /// What archiving a file came to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -29,6 +31,8 @@ pub struct Pushed {
     pub timeline: String,
     /// This push created the timeline.
     pub created_timeline: bool,
+    /// How many further segments it archived ahead of their turn.
+    pub ahead: usize,
 }
 
 /// A file to archive, read.
@@ -38,9 +42,10 @@ struct Offered {
     neighbour: Option<Neighbour>,
 }
 
-/// Archives the file within [`ARCHIVING`] and prints what it came to, as far as that is wanted.
-pub fn run(env: &Env, store: &StoreOptions, path: &Path) -> anyhow::Result<()> {
-    let pushed = push_within(env, ARCHIVING, store, path)?;
+/// Archives the file within [`ARCHIVING`], and up to `ahead` others that wait, and prints what that came to, as far as it is
+/// wanted.
+pub fn run(env: &Env, store: &StoreOptions, path: &Path, ahead: usize) -> anyhow::Result<()> {
+    let pushed = push_within(env, ARCHIVING, store, path, ahead)?;
     if store.json {
         return output::json(&pushed);
     }
@@ -50,11 +55,20 @@ pub fn run(env: &Env, store: &StoreOptions, path: &Path) -> anyhow::Result<()> {
     if !pushed.stored {
         tracing::info!("{} was archived before, with the same content", pushed.file);
     }
+    if pushed.ahead > 0 {
+        tracing::info!("{} further segments archived ahead of their turn", pushed.ahead);
+    }
     Ok(())
 }
 
-/// Archives the file within `limit`; an error says that it is not known to be durable.
-pub fn push_within(env: &Env, limit: Duration, store: &StoreOptions, path: &Path) -> anyhow::Result<Pushed> {
+/// Archives the file within `limit`, and then up to `ahead` others; an error says that it is not known to be durable.
+pub fn push_within(
+    env: &Env,
+    limit: Duration,
+    store: &StoreOptions,
+    path: &Path,
+    ahead: usize,
+) -> anyhow::Result<Pushed> {
     let name = wal_file_name(path)?;
     let step = Step::default();
     let work = {
@@ -62,17 +76,33 @@ pub fn push_within(env: &Env, limit: Duration, store: &StoreOptions, path: &Path
         move || {
             step.begin("reading the configuration");
             let settings = store.resolve()?;
+            if let Some(timeline) = archived_before(&env, &settings, &path, ahead) {
+                return Ok(timeline);
+            }
             let runtime = exit::runtime(0)?;
             let pushed = runtime.block_on(async {
                 step.begin("opening the store");
                 let session = Session::open(&env, &settings, true)?;
-                push(&session, &settings.timeline, &path, &step).await
+                let begun = env.clock.elapsed();
+                let (mut pushed, archive) = push_to(&session, &settings.timeline, &path, &step).await?;
+                if ahead > 0 && env.clock.elapsed().saturating_sub(begun) < QUICK {
+                    let others = Ahead { env: &env, settings: &settings, archive: &archive };
+                    pushed.ahead = others.push_waiting(&path, ahead).await;
+                }
+                Ok(pushed)
             });
             runtime.shutdown_background();
             pushed
         }
     };
     answer_within(env, limit, &step, work).with_context(|| format!("{name} was not archived"))
+}
+
+/// What an earlier push that went ahead has done already.
+fn archived_before(env: &Env, settings: &Settings, path: &Path, ahead: usize) -> Option<Pushed> {
+    let name = wal_file_name(path).ok().filter(|_| ahead > 0)?;
+    let timeline = ahead::archived_before(env, settings, path, name)?;
+    Some(Pushed { file: name.to_owned(), stored: false, timeline, created_timeline: false, ahead: 0 })
 }
 
 /// Archives the file in an open cluster.
@@ -82,6 +112,16 @@ pub async fn push(
     path: &Path,
     step: &Step,
 ) -> anyhow::Result<Pushed> {
+    Ok(push_to(session, timeline, path, step).await?.0)
+}
+
+/// As [`push`], and where the file went.
+async fn push_to(
+    session: &Session,
+    timeline: &TimelineChoice,
+    path: &Path,
+    step: &Step,
+) -> anyhow::Result<(Pushed, WalArchive)> {
     let name = wal_file_name(path)?;
     step.begin("reading the file, and name and identity of the timeline");
     let owned = path.to_owned();
@@ -92,7 +132,7 @@ pub async fn push(
         Ok(identity) => (identity, false),
         Err(NameError::NotFound { .. }) if *timeline == TimelineChoice::Name(MAIN.to_owned()) => {
             step.begin("creating the timeline");
-            create_main(session, path, name, compressed.content(), neighbour.as_ref()).await?
+            create_main(session, path, name, &compressed, neighbour.as_ref()).await?
         }
         Err(error) => return Err(error.into()),
     };
@@ -107,12 +147,13 @@ pub async fn push(
     };
     step.begin(format!("storing {name}"));
     let stored = if says_its_cluster(file) || is_of(&identity, path, neighbour.as_ref())? {
-        archive.put_compressed(&session.env, file, compressed).await? == Stored::Stored
+        archive.put_compressed(&session.env, file, &compressed).await? == Stored::Stored
     } else {
-        must_be_archived(&archive, file, path, compressed.content()).await?;
+        must_be_archived(&archive, file, path, &compressed).await?;
         false
     };
-    Ok(Pushed { file: name.to_owned(), stored, timeline: identity.timeline.to_string(), created_timeline })
+    let timeline = identity.timeline.to_string();
+    Ok((Pushed { file: name.to_owned(), stored, timeline, created_timeline, ahead: 0 }, archive))
 }
 
 fn offered(path: &Path) -> anyhow::Result<Offered> {
@@ -121,8 +162,10 @@ fn offered(path: &Path) -> anyhow::Result<Offered> {
         Some(_) => Neighbour::of(path)?,
         None => None,
     };
+    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get().min(THREADS_MAX));
+    let threads = if threads > 1 { u32::try_from(threads)? } else { 0 };
     let compressed =
-        Compressed::new(read(path)?).with_context(|| format!("cannot compress {}", path.display()))?;
+        Compressed::read(path, threads).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(Offered { compressed, neighbour })
 }
 
@@ -155,10 +198,10 @@ async fn must_be_archived(
     archive: &WalArchive,
     file: WalFile,
     path: &Path,
-    content: &[u8],
+    compressed: &Compressed,
 ) -> anyhow::Result<()> {
     match archive.get(file).await? {
-        Some(archived) if archived == content => Ok(()),
+        Some(archived) if Some(&*archived) == compressed.whole() => Ok(()),
         Some(_) => bail!("it was archived before with other content; the archived file was kept"),
         None => bail!(
             "{} does not say which cluster it is of, and there is no global/pg_control beside it that would: push it \
@@ -173,11 +216,13 @@ async fn create_main(
     session: &Session,
     path: &Path,
     name: &str,
-    content: &[u8],
+    compressed: &Compressed,
     neighbour: Option<&Neighbour>,
 ) -> anyhow::Result<(Identity, bool)> {
     let origin = match (WalFile::parse(name, smallest_segments()), neighbour) {
-        (Some(WalFile::Segment { .. } | WalFile::Partial { .. }), _) => Origin::of_segment(name, content)?,
+        (Some(WalFile::Segment { .. } | WalFile::Partial { .. }), _) => {
+            Origin::of_segment(name, compressed.head())?
+        }
         (_, Some(neighbour)) => neighbour.origin,
         (_, None) => bail!(
             "{} is the first file for this cluster and does not say which cluster it comes from, and there is no \
@@ -185,7 +230,7 @@ async fn create_main(
             path.display()
         ),
     };
-    check_before_creating(&origin, name, content)?;
+    check_before_creating(&origin, name, compressed)?;
     let identity = origin.identity(zenith_store::TimelineId(session.env.ids.fresh()));
     Ok(match session.names.adopt_or_create_main(&identity).await? {
         Main::Created(identity) => (identity, true),
@@ -194,14 +239,25 @@ async fn create_main(
 }
 
 /// A file that the archive would refuse anyway must not make a timeline.
-fn check_before_creating(origin: &Origin, name: &str, content: &[u8]) -> anyhow::Result<()> {
+fn check_before_creating(origin: &Origin, name: &str, compressed: &Compressed) -> anyhow::Result<()> {
+    let head = compressed.head();
     match WalFile::parse(name, origin.segment_size) {
         Some(WalFile::Segment { segment, .. } | WalFile::Partial { segment, .. }) => {
             let size = origin.segment_size;
-            zenith_ingest::archive::check_segment(content, segment, size, origin.system_identifier)?;
+            let length = compressed.length();
+            zenith_ingest::archive::check_segment_head(
+                head,
+                length,
+                segment,
+                size,
+                origin.system_identifier,
+            )?;
             Ok(())
         }
         Some(WalFile::History { tli }) => {
+            let Some(content) = compressed.whole() else {
+                bail!("it has {} bytes, more than any history file", compressed.length());
+            };
             History::parse(tli, content)?;
             Ok(())
         }
@@ -226,18 +282,6 @@ fn wal_file_name(path: &Path) -> anyhow::Result<&str> {
 /// With the smallest segments every name that any cluster uses is valid.
 fn smallest_segments() -> WalSegSize {
     WalSegSize::new(1 << 20).unwrap_or(WalSegSize::DEFAULT)
-}
-
-fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let cannot = || format!("cannot read {}", path.display());
-    let file = std::fs::File::open(path).with_context(cannot)?;
-    let size = file.metadata().with_context(cannot)?.len();
-    if size > FILE_MAX {
-        bail!("{} has {size} bytes, more than the largest WAL segment", path.display());
-    }
-    let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
-    file.take(FILE_MAX + 1).read_to_end(&mut content).with_context(cannot)?;
-    Ok(content)
 }
 
 #[cfg(test)]

@@ -2,10 +2,11 @@
 
 use super::Bench;
 use crate::data::Primary;
-use crate::measure::Runs;
-use crate::peers::{PgBackRest, each, zstd_and_sync};
+use crate::measure::{Runs, Took, time};
+use crate::peers::{PgBackRest, each, waiting, zstd_and_sync};
 use crate::stores::{Place, Reached};
 use crate::table::Line;
+use anyhow::Context;
 use std::path::PathBuf;
 use zenith_testkit::pg;
 
@@ -17,7 +18,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 }
 
 fn at(bench: &Bench, primary: &Primary, segments: &[PathBuf], place: Place) -> anyhow::Result<Vec<Line>> {
-    let [mut ours, mut theirs, mut theirs_async, mut floor] = [(); 4].map(|()| Runs::default());
+    let [mut ours, mut ahead, mut theirs, mut theirs_async, mut floor] = [(); 5].map(|()| Runs::default());
     let mut note = String::new();
     for _ in 0..bench.repeats {
         let store = bench.stores.empty(place)?;
@@ -31,6 +32,7 @@ fn at(bench: &Bench, primary: &Primary, segments: &[PathBuf], place: Place) -> a
         let before = store.traffic();
         ours.push(each(&segments[1..], push)?);
         note = traffic(before, &store, segments.len() - 1);
+        ahead.push(push_ahead(&bench.stores.empty(place)?, primary, segments)?);
         let store = bench.stores.empty(place)?;
         theirs.push(PgBackRest::new(&store, primary)?.push(&segments[1..])?);
         let store = bench.stores.empty(place)?;
@@ -49,6 +51,7 @@ fn at(bench: &Bench, primary: &Primary, segments: &[PathBuf], place: Place) -> a
     };
     let mut lines = vec![
         line("zenith_push wal", ours, &note),
+        line("zenith_push wal --ahead 32", ahead, ""),
         line("pgBackRest archive-push", theirs, ""),
         line("pgBackRest archive-push, asynchronous", theirs_async, "CPU not known"),
     ];
@@ -56,6 +59,21 @@ fn at(bench: &Bench, primary: &Primary, segments: &[PathBuf], place: Place) -> a
         lines.push(line("zstd -1, sync", floor, "the least it can cost"));
     }
     Ok(lines)
+}
+
+/// As PostgreSQL works off a backlog: one file after the other, each one's mark removed when it is archived.
+fn push_ahead(store: &Reached, primary: &Primary, segments: &[PathBuf]) -> anyhow::Result<Took> {
+    let directory = pg::server_dir();
+    let wal = waiting(primary.server.data(), &segments[1..], &directory.path().join("data"))?;
+    time(store.zenith("zenith_push").arg("wal").arg(&segments[0]))?;
+    let mut all = Took::default();
+    for segment in &segments[1..] {
+        let name = segment.file_name().context("a segment")?;
+        let mut push = store.zenith("zenith_push");
+        all = all.and_then(time(push.args(["wal", "--ahead", "32"]).arg(wal.join(name)))?);
+        std::fs::remove_file(wal.join("archive_status").join(name).with_extension("ready"))?;
+    }
+    Ok(all)
 }
 
 fn traffic(before: Option<[u64; 3]>, store: &Reached, segments: usize) -> String {

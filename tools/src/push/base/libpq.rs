@@ -1,7 +1,9 @@
 //! A connection through libpq, which gives PG* variables, service files, passwords and TLS as in pg_basebackup.
 //! The only place of this crate that calls C.
 
-use pq_sys::{ConnStatusType, ExecStatusType, PGconn, PGresult};
+mod api;
+
+use api::{CONNECTION_OK, Libpq, PGRES_COMMAND_OK, PGRES_COPY_OUT, PGRES_TUPLES_OK, PGconn, PGresult, libpq};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};
 
@@ -41,6 +43,7 @@ pub struct PgError {
 
 /// An open connection.
 pub struct Connection {
+    libpq: &'static Libpq,
     raw: NonNull<PGconn>,
 }
 
@@ -63,6 +66,7 @@ impl Connection {
             error: PgError { message, sqlstate: None },
             needs_password: false,
         };
+        let libpq = libpq().map_err(fail)?;
         let settings = settings(options).map_err(fail)?;
         let mut owned = Vec::with_capacity(settings.len());
         for (keyword, value) in &settings {
@@ -77,36 +81,36 @@ impl Connection {
         keywords.push(ptr::null());
         values.push(ptr::null());
         // SAFETY: both arrays end with NULL and point to strings that outlive the call.
-        let raw = unsafe { pq_sys::PQconnectdbParams(keywords.as_ptr(), values.as_ptr(), 0) };
+        let raw = unsafe { (libpq.connectdb_params)(keywords.as_ptr(), values.as_ptr(), 0) };
         let raw = NonNull::new(raw).ok_or_else(|| fail("libpq has no memory for a connection".to_owned()))?;
-        let connection = Connection { raw };
+        let connection = Connection { libpq, raw };
         // SAFETY: the connection is valid.
-        if unsafe { pq_sys::PQstatus(raw.as_ptr()) } != ConnStatusType::CONNECTION_OK {
+        if unsafe { (libpq.status)(raw.as_ptr()) } != CONNECTION_OK {
             // SAFETY: the connection is valid.
-            let needs_password = unsafe { pq_sys::PQconnectionNeedsPassword(raw.as_ptr()) } != 0;
+            let needs_password = unsafe { (libpq.connection_needs_password)(raw.as_ptr()) } != 0;
             return Err(ConnectError { error: connection.last_error(), needs_password });
         }
         // SAFETY: the connection is valid and the receiver has the right type.
-        unsafe { pq_sys::PQsetNoticeReceiver(raw.as_ptr(), Some(log_notice), ptr::null_mut()) };
+        unsafe { (libpq.set_notice_receiver)(raw.as_ptr(), Some(log_notice), ptr::null_mut()) };
         Ok(connection)
     }
 
     /// The server's version as a number, such as 150020.
     pub fn server_version(&self) -> i32 {
         // SAFETY: the connection is valid.
-        unsafe { pq_sys::PQserverVersion(self.raw.as_ptr()) }
+        unsafe { (self.libpq.server_version)(self.raw.as_ptr()) }
     }
 
     /// The process that serves this connection.
     pub fn server_pid(&self) -> i32 {
         // SAFETY: the connection is valid.
-        unsafe { pq_sys::PQbackendPID(self.raw.as_ptr()) }
+        unsafe { (self.libpq.backend_pid)(self.raw.as_ptr()) }
     }
 
     /// A setting that the server reports by itself.
     pub fn parameter(&self, name: &CStr) -> Option<String> {
         // SAFETY: the connection is valid, the name NUL-terminated; the answer lives as long as the connection.
-        let value = unsafe { pq_sys::PQparameterStatus(self.raw.as_ptr(), name.as_ptr()) };
+        let value = unsafe { (self.libpq.parameter_status)(self.raw.as_ptr(), name.as_ptr()) };
         // SAFETY: not NULL, NUL-terminated.
         (!value.is_null()).then(|| unsafe { CStr::from_ptr(value) }.to_string_lossy().into_owned())
     }
@@ -135,7 +139,7 @@ impl Connection {
     pub fn send(&mut self, command: &str) -> Result<(), PgError> {
         let text = CString::new(command).map_err(|_| plain("NUL in a command"))?;
         // SAFETY: the connection is valid, the text NUL-terminated.
-        match unsafe { pq_sys::PQsendQuery(self.raw.as_ptr(), text.as_ptr()) } {
+        match unsafe { (self.libpq.send_query)(self.raw.as_ptr(), text.as_ptr()) } {
             1 => Ok(()),
             _ => Err(self.last_error()),
         }
@@ -144,15 +148,15 @@ impl Connection {
     /// The next answer to the command sent. Blocks.
     pub fn next_answer(&mut self) -> Result<Answer, PgError> {
         // SAFETY: the connection is valid.
-        let Some(raw) = NonNull::new(unsafe { pq_sys::PQgetResult(self.raw.as_ptr()) }) else {
+        let Some(raw) = NonNull::new(unsafe { (self.libpq.get_result)(self.raw.as_ptr()) }) else {
             return Ok(Answer::Done);
         };
-        let result = PgResult { raw };
+        let result = PgResult { libpq: self.libpq, raw };
         // SAFETY: the result is valid.
-        match unsafe { pq_sys::PQresultStatus(raw.as_ptr()) } {
-            ExecStatusType::PGRES_TUPLES_OK => Ok(Answer::Rows(result.rows())),
-            ExecStatusType::PGRES_COMMAND_OK => Ok(Answer::Rows(Vec::new())),
-            ExecStatusType::PGRES_COPY_OUT => Ok(Answer::CopyOut),
+        match unsafe { (self.libpq.result_status)(raw.as_ptr()) } {
+            PGRES_TUPLES_OK => Ok(Answer::Rows(result.rows())),
+            PGRES_COMMAND_OK => Ok(Answer::Rows(Vec::new())),
+            PGRES_COPY_OUT => Ok(Answer::CopyOut),
             _ => Err(result.error()),
         }
     }
@@ -161,9 +165,9 @@ impl Connection {
     pub fn copy_data(&mut self) -> Result<Option<CopyData>, PgError> {
         let mut buffer: *mut c_char = ptr::null_mut();
         // SAFETY: the connection is valid; libpq allocates the buffer that it gives back.
-        let length = unsafe { pq_sys::PQgetCopyData(self.raw.as_ptr(), &raw mut buffer, 0) };
+        let length = unsafe { (self.libpq.get_copy_data)(self.raw.as_ptr(), &raw mut buffer, 0) };
         match (usize::try_from(length), NonNull::new(buffer)) {
-            (Ok(length), Some(raw)) => Ok(Some(CopyData { raw: raw.cast(), length })),
+            (Ok(length), Some(raw)) => Ok(Some(CopyData { libpq: self.libpq, raw: raw.cast(), length })),
             _ if length == -1 => Ok(None),
             _ => Err(self.last_error()),
         }
@@ -171,7 +175,7 @@ impl Connection {
 
     fn last_error(&self) -> PgError {
         // SAFETY: the connection is valid; the text lives until the next call and is copied here.
-        let text = unsafe { CStr::from_ptr(pq_sys::PQerrorMessage(self.raw.as_ptr())) };
+        let text = unsafe { CStr::from_ptr((self.libpq.error_message)(self.raw.as_ptr())) };
         plain(&text.to_string_lossy())
     }
 }
@@ -179,7 +183,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         // SAFETY: finished once, here.
-        unsafe { pq_sys::PQfinish(self.raw.as_ptr()) };
+        unsafe { (self.libpq.finish)(self.raw.as_ptr()) };
     }
 }
 
@@ -196,6 +200,7 @@ pub enum Answer {
 
 /// One message of a copy, in libpq's memory.
 pub struct CopyData {
+    libpq: &'static Libpq,
     raw: NonNull<u8>,
     length: usize,
 }
@@ -221,26 +226,27 @@ impl std::ops::Deref for CopyData {
 impl Drop for CopyData {
     fn drop(&mut self) {
         // SAFETY: freed once, by the allocator that made it.
-        unsafe { pq_sys::PQfreemem(self.raw.as_ptr().cast::<c_void>()) };
+        unsafe { (self.libpq.freemem)(self.raw.as_ptr().cast::<c_void>()) };
     }
 }
 
 struct PgResult {
+    libpq: &'static Libpq,
     raw: NonNull<PGresult>,
 }
 
 impl PgResult {
     fn rows(&self) -> Vec<Vec<Option<String>>> {
-        let raw = self.raw.as_ptr();
+        let (libpq, raw) = (self.libpq, self.raw.as_ptr());
         // SAFETY: the result is valid; rows and columns stay within what it says; values are NUL-terminated.
         unsafe {
-            let columns = pq_sys::PQnfields(raw);
+            let columns = (libpq.nfields)(raw);
             let value = |row, column| {
-                (pq_sys::PQgetisnull(raw, row, column) == 0).then(|| {
-                    CStr::from_ptr(pq_sys::PQgetvalue(raw, row, column)).to_string_lossy().into_owned()
+                ((libpq.getisnull)(raw, row, column) == 0).then(|| {
+                    CStr::from_ptr((libpq.getvalue)(raw, row, column)).to_string_lossy().into_owned()
                 })
             };
-            (0..pq_sys::PQntuples(raw))
+            (0..(libpq.ntuples)(raw))
                 .map(|row| (0..columns).map(|column| value(row, column)).collect())
                 .collect()
         }
@@ -248,9 +254,9 @@ impl PgResult {
 
     fn error(&self) -> PgError {
         // SAFETY: the result is valid; the text lives as long as it does.
-        let text = unsafe { CStr::from_ptr(pq_sys::PQresultErrorMessage(self.raw.as_ptr())) };
+        let text = unsafe { CStr::from_ptr((self.libpq.result_error_message)(self.raw.as_ptr())) };
         // SAFETY: as above.
-        let sqlstate = unsafe { diagnostic(self.raw.as_ptr(), DIAG_SQLSTATE) };
+        let sqlstate = unsafe { diagnostic(self.libpq, self.raw.as_ptr(), DIAG_SQLSTATE) };
         PgError { sqlstate, ..plain(&text.to_string_lossy()) }
     }
 }
@@ -258,24 +264,26 @@ impl PgResult {
 impl Drop for PgResult {
     fn drop(&mut self) {
         // SAFETY: cleared once, here.
-        unsafe { pq_sys::PQclear(self.raw.as_ptr()) };
+        unsafe { (self.libpq.clear)(self.raw.as_ptr()) };
     }
 }
 
 /// # Safety
 /// The result must be valid.
-unsafe fn diagnostic(result: *const PGresult, field: c_int) -> Option<String> {
+unsafe fn diagnostic(libpq: &Libpq, result: *const PGresult, field: c_int) -> Option<String> {
     // SAFETY: the caller's promise.
-    let text = unsafe { pq_sys::PQresultErrorField(result, field) };
+    let text = unsafe { (libpq.result_error_field)(result, field) };
     // SAFETY: not NULL, NUL-terminated, copied before the result goes.
     (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
 }
 
 /// Passes the server's notices on to the log.
 unsafe extern "C" fn log_notice(_: *mut c_void, result: *const PGresult) {
+    // It is libpq that calls this.
+    let Ok(libpq) = libpq() else { return };
     // SAFETY: libpq calls this with a valid result.
     let (severity, message) =
-        unsafe { (diagnostic(result, DIAG_SEVERITY), diagnostic(result, DIAG_MESSAGE)) };
+        unsafe { (diagnostic(libpq, result, DIAG_SEVERITY), diagnostic(libpq, result, DIAG_MESSAGE)) };
     let message = message.unwrap_or_default();
     match severity.as_deref() {
         Some("WARNING") => tracing::warn!("the server warns: {message}"),
@@ -318,10 +326,11 @@ fn settings(options: &ConnectOptions) -> Result<Vec<(String, String)>, String> {
 
 /// The options of a connection string or URI that are set, the database name aside.
 fn parse_connection_string(text: &str) -> Result<Vec<(String, String)>, String> {
+    let libpq = libpq()?;
     let c_text = CString::new(text).map_err(|_| "NUL in the connection string".to_owned())?;
     let mut error: *mut c_char = ptr::null_mut();
     // SAFETY: the text is NUL-terminated; libpq allocates both results.
-    let options = unsafe { pq_sys::PQconninfoParse(c_text.as_ptr(), &raw mut error) };
+    let options = unsafe { (libpq.conninfo_parse)(c_text.as_ptr(), &raw mut error) };
     if options.is_null() {
         let message = if error.is_null() {
             "libpq has no memory".to_owned()
@@ -329,7 +338,7 @@ fn parse_connection_string(text: &str) -> Result<Vec<(String, String)>, String> 
             // SAFETY: not NULL, NUL-terminated; freed once.
             unsafe {
                 let message = CStr::from_ptr(error).to_string_lossy().trim().to_owned();
-                pq_sys::PQfreemem(error.cast());
+                (libpq.freemem)(error.cast());
                 message
             }
         };
@@ -346,7 +355,7 @@ fn parse_connection_string(text: &str) -> Result<Vec<(String, String)>, String> 
             }
             option = option.add(1);
         }
-        pq_sys::PQconninfoFree(options);
+        (libpq.conninfo_free)(options);
     }
     Ok(found)
 }

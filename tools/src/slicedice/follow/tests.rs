@@ -1,3 +1,5 @@
+mod cost;
+
 use super::*;
 use crate::cli::{Session, Settings, StoreOptions, TimelineChoice, config};
 use std::io::Write;
@@ -37,6 +39,10 @@ struct World {
 
 impl World {
     async fn new(seed: u64) -> World {
+        World::of_segments(seed, 4).await
+    }
+
+    async fn of_segments(seed: u64, segments: u64) -> World {
         let env = test_env(seed);
         let calm = Store::memory();
         let control = ControlFile { wal_segment_size: size(), ..control_file() };
@@ -47,7 +53,7 @@ impl World {
         let checkpoint = wal.append(RmgrId::XLOG, CHECKPOINT_SHUTDOWN, 0, &control.checkpoint_copy.encode());
         let mut end = checkpoint.end;
         for xid in 1001u32.. {
-            if wal.position() >= size().start_of(6) {
+            if wal.position() >= size().start_of(2 + segments) {
                 break;
             }
             wal.append(RmgrId::XLOG, NOOP, 0, &[7; 3000]);
