@@ -51,6 +51,7 @@ async fn following_an_idle_cluster_costs_less_than_three_dollars_a_month() {
     };
     follow_through(&world, meanwhile, &stop).await.expect("stopped");
     let month = dollars_a_month(&hour);
+    println!("{month:.2} dollars a month: {hour:?}");
     assert_eq!((hour.puts, hour.deletes, hour.others), (0, 0, 0), "{hour:?}");
     assert!(hour.lists > 0 && month < 3.0, "{month:.2} dollars a month: {hour:?}");
 }
@@ -83,5 +84,6 @@ async fn archiving_and_slicing_a_segment_a_minute_costs_less_than_five_dollars_a
     };
     follow_through(&world, meanwhile, &stop).await.expect("stopped");
     let month = dollars_a_month(&hour);
+    println!("{month:.2} dollars a month: {hour:?}");
     assert!(hour.puts >= 60 && month < 5.0, "{month:.2} dollars a month: {hour:?}");
 }
