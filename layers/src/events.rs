@@ -1,6 +1,7 @@
 //! The events layer: what happened when. Commits, aborts, restore points and checkpoints, for targets given as a
 //! time, a name or a transaction, and for people who ask "commits by minute".
 
+use crate::columns::{Column, Columns};
 use crate::error::LayerError;
 use crate::group::{GroupWriter, Line};
 use crate::object::About;
@@ -8,11 +9,11 @@ use crate::schema::properties;
 use crate::writer::FinishedLayer;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{TimestampMicrosecondType, UInt32Type, UInt64Type};
-use arrow_array::{
-    Array, ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array, UInt64Array,
-};
+use arrow_array::{Array, RecordBatch};
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use bytes::Bytes;
 use parquet::basic::Encoding;
+use parquet::data_type::ByteArray;
 use parquet::file::metadata::{RowGroupMetaData, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::statistics::Statistics;
@@ -188,7 +189,7 @@ impl EventWriter {
             return Err(LayerError::Refused(format!("no event can lie above {lsn_from} and up to {lsn_to}")));
         }
         let about = About { kind: LayerKind::Events, tli, lsn_from, lsn_to };
-        let groups = GroupWriter::new(about, event_schema(), event_properties()?)?;
+        let groups = GroupWriter::new(about, &event_schema(), event_properties()?)?;
         Ok(EventWriter { groups, last: lsn_from, max_time: None })
     }
 
@@ -230,6 +231,8 @@ impl EventWriter {
 }
 
 impl Line for Event {
+    type Columns = EventColumns;
+
     fn key(&self) -> KeyBytes {
         KeyBytes([0; 18])
     }
@@ -242,25 +245,54 @@ impl Line for Event {
     fn payload_bytes(&self) -> usize {
         8 + self.name.len()
     }
-
-    fn to_batch(events: &[Event]) -> Result<RecordBatch, LayerError> {
-        to_batch(events)
-    }
 }
 
-fn to_batch(events: &[Event]) -> Result<RecordBatch, LayerError> {
-    let time = |event: &Event| event.time.saturating_add(POSTGRES_EPOCH);
-    let times = TimestampMicrosecondArray::from_iter_values(events.iter().map(time)).with_timezone("UTC");
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(UInt64Array::from_iter_values(events.iter().map(|event| event.start.0))),
-        Arc::new(UInt64Array::from_iter_values(events.iter().map(|event| event.lsn.0))),
-        Arc::new(StringArray::from_iter_values(events.iter().map(|event| event.kind.name()))),
-        Arc::new(UInt32Array::from_iter_values(events.iter().map(|event| event.xid))),
-        Arc::new(times),
-        Arc::new(StringArray::from_iter_values(events.iter().map(|event| &event.name))),
-        Arc::new(UInt32Array::from_iter_values(events.iter().map(|event| event.subxacts))),
-    ];
-    RecordBatch::try_new(event_schema(), columns).map_err(|error| LayerError::Encode(error.to_string()))
+/// The columns of [`event_schema`].
+#[derive(Debug, Default)]
+pub(crate) struct EventColumns {
+    start: Vec<i64>,
+    lsn: Vec<i64>,
+    kind: Vec<ByteArray>,
+    xid: Vec<i32>,
+    time: Vec<i64>,
+    name: Vec<ByteArray>,
+    subxacts: Vec<i32>,
+}
+
+impl Columns for EventColumns {
+    type Line = Event;
+
+    fn push(&mut self, event: &Event) {
+        self.start.push(event.start.0.cast_signed());
+        self.lsn.push(event.lsn.0.cast_signed());
+        self.kind.push(ByteArray::from(Bytes::from_static(event.kind.name().as_bytes())));
+        self.xid.push(event.xid.cast_signed());
+        self.time.push(event.time.saturating_add(POSTGRES_EPOCH));
+        self.name.push(ByteArray::from(event.name.as_str()));
+        self.subxacts.push(event.subxacts.cast_signed());
+    }
+
+    fn list(&self) -> Vec<Column<'_>> {
+        vec![
+            Column::Int64(&self.start),
+            Column::Int64(&self.lsn),
+            Column::Bytes(&self.kind),
+            Column::Int32(&self.xid),
+            Column::Int64(&self.time),
+            Column::Bytes(&self.name),
+            Column::Int32(&self.subxacts),
+        ]
+    }
+
+    fn clear(&mut self) {
+        for column in [&mut self.start, &mut self.lsn, &mut self.time] {
+            column.clear();
+        }
+        self.kind.clear();
+        self.name.clear();
+        self.xid.clear();
+        self.subxacts.clear();
+    }
 }
 
 /// The events of a row group; `Err` says what is wrong with its columns.

@@ -1,43 +1,39 @@
-//! Rows or events into the row groups of an object: batches to the encoder, and when a group ends.
+//! Rows or events into the row groups of an object, and when a group ends.
 
+use crate::columns::Columns;
 use crate::error::LayerError;
 use crate::object::{About, ObjectEncoder};
 use crate::schema::{GROUP_PAYLOAD_BYTES_MAX, GROUP_ROWS_MAX, GroupEntry};
 use crate::writer::FinishedLayer;
-use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use parquet::file::properties::WriterProperties;
 use zenith_manifest::KeyBytes;
 use zenith_pgformat::Lsn;
 
-/// Rows are handed to the encoder this many at a time ...
-const BATCH_ROWS: usize = 4096;
-/// ... or this many bytes of payload.
-const BATCH_PAYLOAD_BYTES: usize = 1 << 20;
-
 /// One line of a layer's table: a row, or an event.
-pub(crate) trait Line: Clone {
+pub(crate) trait Line: Sized {
+    /// What it is written as.
+    type Columns: Columns<Line = Self>;
     /// What a search finds it by; zeros where the layer is not searched by key.
     fn key(&self) -> KeyBytes;
     /// What it is stamped with.
     fn lsn(&self) -> Lsn;
-    /// About the bytes that it adds to a batch and to a group.
+    /// About the bytes that it adds to a group.
     fn payload_bytes(&self) -> usize;
-    /// The columns of these lines.
-    fn to_batch(lines: &[Self]) -> Result<RecordBatch, LayerError>;
 }
 
 /// Writes lines into the row groups of one object. What may be written, and in which order, its owner checks.
-pub(crate) struct GroupWriter<L> {
+pub(crate) struct GroupWriter<L: Line> {
     about: About,
     encoder: ObjectEncoder,
-    batch: Vec<L>,
-    batch_bytes: usize,
+    columns: L::Columns,
     group: OpenGroup,
     rows: u64,
+    /// Bytes of payload in the groups that are encoded.
+    encoded_payload: u64,
 }
 
-impl<L> std::fmt::Debug for GroupWriter<L> {
+impl<L: Line> std::fmt::Debug for GroupWriter<L> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("GroupWriter").field("about", &self.about).field("rows", &self.rows).finish()
     }
@@ -46,17 +42,16 @@ impl<L> std::fmt::Debug for GroupWriter<L> {
 impl<L: Line> GroupWriter<L> {
     pub(crate) fn new(
         about: About,
-        schema: SchemaRef,
+        schema: &SchemaRef,
         properties: WriterProperties,
     ) -> Result<GroupWriter<L>, LayerError> {
-        let encoder = ObjectEncoder::new(schema, properties)?;
         Ok(GroupWriter {
             about,
-            encoder,
-            batch: Vec::new(),
-            batch_bytes: 0,
+            encoder: ObjectEncoder::new(schema, properties)?,
+            columns: L::Columns::default(),
             group: OpenGroup::EMPTY,
             rows: 0,
+            encoded_payload: 0,
         })
     }
 
@@ -70,13 +65,9 @@ impl<L: Line> GroupWriter<L> {
         if self.group.is_full_before(bytes) {
             self.end_group()?;
         }
-        self.batch.push(line.clone());
-        self.batch_bytes = self.batch_bytes.saturating_add(bytes);
+        self.columns.push(line);
         self.group.add(line.key(), line.lsn(), bytes);
         self.rows += 1;
-        if self.batch.len() >= BATCH_ROWS || self.batch_bytes >= BATCH_PAYLOAD_BYTES {
-            self.write_batch()?;
-        }
         Ok(())
     }
 
@@ -84,23 +75,21 @@ impl<L: Line> GroupWriter<L> {
         self.rows
     }
 
-    /// About how large the object would be if it were finished now.
+    /// About how large the object would be if it were finished now: what is encoded, and the open group as if it were to
+    /// shrink as much as those before it.
     pub(crate) fn estimated_bytes(&self) -> u64 {
-        self.encoder.estimated_bytes().saturating_add(self.batch_bytes as u64)
-    }
-
-    fn write_batch(&mut self) -> Result<(), LayerError> {
-        if !self.batch.is_empty() {
-            self.encoder.write(&L::to_batch(&self.batch)?)?;
-        }
-        self.batch.clear();
-        self.batch_bytes = 0;
-        Ok(())
+        let (encoded, open) = (self.encoder.bytes_written(), self.group.payload_bytes as u64);
+        let shrunk = match u128::from(self.encoded_payload) {
+            0 => open,
+            before => (u128::from(open) * u128::from(encoded) / before) as u64,
+        };
+        encoded.saturating_add(shrunk.min(open))
     }
 
     fn end_group(&mut self) -> Result<(), LayerError> {
-        self.write_batch()?;
-        self.encoder.end_group(self.group.entry())?;
+        self.encoder.write_group(&self.columns.list(), self.group.entry())?;
+        self.encoded_payload += self.group.payload_bytes as u64;
+        self.columns.clear();
         self.group = OpenGroup::EMPTY;
         Ok(())
     }

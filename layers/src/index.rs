@@ -267,8 +267,7 @@ mod tests {
     use super::*;
     use crate::row::{Row, Value};
     use crate::schema::{DETAIL_COLUMNS, KEY_COLUMNS};
-    use crate::test_rows::{any_key_range, rows_of};
-    use crate::writer::to_batch;
+    use crate::test_rows::{any_key_range, rows_of, to_batch};
     use proptest::prelude::*;
 
     fn keys_of(rows: &[Row]) -> GroupKeys {

@@ -1,52 +1,66 @@
 //! A layer object as it is encoded: its row groups, their CRCs, the footer.
 
+use crate::columns::Column;
 use crate::error::LayerError;
 use crate::schema::{GroupEntry, KEY_COLUMNS, PAYLOAD_COLUMN, Properties};
 use crate::writer::FinishedLayer;
-use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use bytes::Bytes;
-use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::arrow::ArrowSchemaConverter;
+use parquet::column::writer::ColumnWriter;
 use parquet::errors::ParquetError;
+use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
 use std::ops::Range;
+use std::sync::Arc;
 use uuid::Uuid;
 use zenith_manifest::{LayerEntry, LayerKind};
 use zenith_pgformat::Lsn;
 
 /// A Parquet object in memory that grows by row groups.
 pub(crate) struct ObjectEncoder {
-    writer: ArrowWriter<Vec<u8>>,
+    writer: SerializedFileWriter<Vec<u8>>,
     groups: Vec<GroupEntry>,
 }
 
 impl ObjectEncoder {
-    pub(crate) fn new(schema: SchemaRef, properties: WriterProperties) -> Result<ObjectEncoder, LayerError> {
-        // Arrow's own copy of the schema is for Arrow only: the columns' types say all there is.
-        let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
-        let writer = ArrowWriter::try_new_with_options(Vec::new(), schema, options).map_err(encode)?;
-        Ok(ObjectEncoder { writer, groups: Vec::new() })
+    /// Arrow's own copy of the schema is left out: it is for Arrow only, and the columns' types say all there is.
+    pub(crate) fn new(schema: &SchemaRef, properties: WriterProperties) -> Result<ObjectEncoder, LayerError> {
+        let schema = ArrowSchemaConverter::new().convert(schema).map_err(encode)?;
+        let writer = SerializedFileWriter::new(Vec::new(), schema.root_schema_ptr(), Arc::new(properties));
+        Ok(ObjectEncoder { writer: writer.map_err(encode)?, groups: Vec::new() })
     }
 
-    /// Adds rows to the open row group.
-    pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), LayerError> {
-        self.writer.write(batch).map_err(encode)
+    /// Size of the row groups that are encoded.
+    pub(crate) fn bytes_written(&self) -> u64 {
+        self.writer.bytes_written() as u64
     }
 
-    /// About how large the object would be if it ended now.
-    pub(crate) fn estimated_bytes(&self) -> u64 {
-        (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
+    /// Encodes a row group. `entry`: what is known of it but for the CRCs.
+    pub(crate) fn write_group(
+        &mut self,
+        columns: &[Column<'_>],
+        entry: GroupEntry,
+    ) -> Result<(), LayerError> {
+        let mut group = self.writer.next_row_group().map_err(encode)?;
+        for column in columns {
+            let missing = || LayerError::Encode("more columns than the schema has".to_owned());
+            let mut writer = group.next_column().map_err(encode)?.ok_or_else(missing)?;
+            write_column(writer.untyped(), column)?;
+            writer.close().map_err(encode)?;
+        }
+        let group = group.close().map_err(encode)?;
+        // What was written lies in the writer's own buffer until then.
+        self.writer.flush().map_err(|error| LayerError::Encode(error.to_string()))?;
+        self.groups.push(self.with_crcs(&group, entry));
+        Ok(())
     }
 
-    /// Ends the open row group. `entry`: what is known of it but for the CRCs.
-    pub(crate) fn end_group(&mut self, entry: GroupEntry) -> Result<(), LayerError> {
-        self.writer.flush().map_err(encode)?;
-        self.writer.sync().map_err(|error| LayerError::Encode(error.to_string()))?;
-        let group = self.writer.flushed_row_groups().last();
+    fn with_crcs(&self, group: &RowGroupMetaData, entry: GroupEntry) -> GroupEntry {
         let chunks: Vec<Range<usize>> = group
-            .into_iter()
-            .flat_map(|group| group.columns())
+            .columns()
+            .iter()
             .map(|column| column.byte_range())
             .map(|(start, length)| start as usize..(start + length) as usize)
             .collect();
@@ -56,15 +70,13 @@ impl ObjectEncoder {
             object.get(first.start..last.end).map_or(0, crc32c::crc32c)
         };
         let rows_of_keys = chunks.len() == PAYLOAD_COLUMN + 1;
-        let entry = if rows_of_keys {
+        if rows_of_keys {
             let (keys, others) = chunks.split_at(KEY_COLUMNS.len());
             let details = others.split_last().map_or(others, |(_, details)| details);
             GroupEntry { keys_crc: crc(keys), details_crc: crc(details), ..entry }
         } else {
             GroupEntry { keys_crc: crc(&chunks), details_crc: 0, ..entry }
-        };
-        self.groups.push(entry);
-        Ok(())
+        }
     }
 
     /// Ends the object.
@@ -86,9 +98,7 @@ impl ObjectEncoder {
             self.writer.append_key_value_metadata(pair);
         }
         let meta_offset = self.writer.bytes_written();
-        self.writer.finish().map_err(encode)?;
-        self.writer.sync().map_err(|error| LayerError::Encode(error.to_string()))?;
-        let object = Bytes::from(std::mem::take(self.writer.inner_mut()));
+        let object = Bytes::from(self.writer.into_inner().map_err(encode)?);
         let tail = object.get(meta_offset..).unwrap_or_default();
         let entry = LayerEntry {
             id: Uuid::nil(),
@@ -108,6 +118,22 @@ impl ObjectEncoder {
         };
         Ok(FinishedLayer { entry, object })
     }
+}
+
+fn write_column(writer: &mut ColumnWriter<'_>, column: &Column<'_>) -> Result<(), LayerError> {
+    let written = match (writer, column) {
+        (ColumnWriter::Int32ColumnWriter(writer), Column::Int32(values)) => {
+            writer.write_batch(values, None, None)
+        }
+        (ColumnWriter::Int64ColumnWriter(writer), Column::Int64(values)) => {
+            writer.write_batch(values, None, None)
+        }
+        (ColumnWriter::ByteArrayColumnWriter(writer), Column::Bytes(values)) => {
+            writer.write_batch(values, None, None)
+        }
+        _ => return Err(LayerError::Encode("a column of another type than the schema's".to_owned())),
+    };
+    written.map(drop).map_err(encode)
 }
 
 /// What a layer's writer knows before the first row.

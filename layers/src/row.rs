@@ -60,6 +60,31 @@ impl Value {
         }
     }
 
+    /// The same kind of value with another payload; a tombstone has none and stays.
+    #[must_use]
+    pub fn map_payload(self, change: impl FnOnce(Bytes) -> Bytes) -> Value {
+        match self {
+            Value::Page(bytes) => Value::Page(change(bytes)),
+            Value::Record(bytes) => Value::Record(change(bytes)),
+            Value::InitRecord(bytes) => Value::InitRecord(change(bytes)),
+            Value::Edit(bytes) => Value::Edit(change(bytes)),
+            Value::State(bytes) => Value::State(change(bytes)),
+            Value::Tombstone => Value::Tombstone,
+        }
+    }
+
+    /// The `payload` column, shared instead of copied.
+    pub(crate) fn payload_bytes(&self) -> Bytes {
+        match self {
+            Value::Page(bytes)
+            | Value::Record(bytes)
+            | Value::InitRecord(bytes)
+            | Value::Edit(bytes)
+            | Value::State(bytes) => bytes.clone(),
+            Value::Tombstone => Bytes::new(),
+        }
+    }
+
     /// Whether nothing older is needed to build the key's value.
     pub fn starts_history(&self) -> bool {
         kind_starts_history(self.kind())

@@ -1,11 +1,15 @@
 //! Random keys and rows for property tests: few enough of each that they meet.
 
+use crate::error::LayerError;
 use crate::key::{Key, KeyClass, KeyRange, Slru};
-use crate::row::{Row, Source, Value};
+use crate::row::{Row, Source, Value, row_crc};
+use crate::schema::row_schema;
+use arrow_array::{ArrayRef, BinaryArray, RecordBatch, UInt8Array, UInt32Array, UInt64Array};
 use bytes::Bytes;
 use proptest::collection::btree_map;
 use proptest::prelude::*;
 use std::ops::Range;
+use std::sync::Arc;
 use zenith_pgformat::wal::RmgrId;
 use zenith_pgformat::{Fork, Lsn, RelNode};
 
@@ -66,4 +70,32 @@ pub(crate) fn rows_of(count: Range<usize>) -> impl Strategy<Value = Vec<Row>> {
             .map(|((key, lsn), (value, source))| Row { key, lsn: Lsn(lsn * 8), value, source })
             .collect()
     })
+}
+
+/// Rows as the columns of [`row_schema`], as a reader of a whole row group gets them.
+pub(crate) fn to_batch(rows: &[Row]) -> Result<RecordBatch, LayerError> {
+    let bytes = |field: fn(&Row) -> u8| -> ArrayRef {
+        Arc::new(UInt8Array::from_iter_values(rows.iter().map(field)))
+    };
+    let numbers = |field: fn(&Row) -> u32| -> ArrayRef {
+        Arc::new(UInt32Array::from_iter_values(rows.iter().map(field)))
+    };
+    let crc = |row: &Row| row_crc(&row.key, row.lsn, row.value.kind(), row.value.payload());
+    let columns: Vec<ArrayRef> = vec![
+        bytes(|row| row.key.class as u8),
+        numbers(|row| row.key.spc),
+        numbers(|row| row.key.db),
+        numbers(|row| row.key.rel),
+        bytes(|row| row.key.fork),
+        numbers(|row| row.key.block),
+        Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.lsn.0))),
+        bytes(|row| row.value.kind()),
+        bytes(|row| row.source.rmgr.0),
+        bytes(|row| row.source.info),
+        numbers(|row| row.source.xid),
+        numbers(|row| row.source.length),
+        Arc::new(UInt32Array::from_iter_values(rows.iter().map(crc))),
+        Arc::new(BinaryArray::from_iter_values(rows.iter().map(|row| row.value.payload()))),
+    ];
+    RecordBatch::try_new(row_schema(), columns).map_err(|error| LayerError::Encode(error.to_string()))
 }

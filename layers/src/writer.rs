@@ -1,15 +1,14 @@
 //! Writing a layer: rows in, one immutable Parquet object out.
 
+use crate::columns::RowColumns;
 use crate::error::LayerError;
 use crate::group::{GroupWriter, Line};
 use crate::key::Key;
 use crate::object::About;
-use crate::row::{Row, Value, row_crc};
+use crate::row::{Row, Value};
 use crate::schema::{row_properties, row_schema};
-use arrow_array::{ArrayRef, BinaryArray, RecordBatch, UInt8Array, UInt32Array, UInt64Array};
 use bytes::Bytes;
 use object_store::ObjectStore;
-use std::sync::Arc;
 use uuid::Uuid;
 use zenith_manifest::{BaseId, KeyBytes, LayerEntry, LayerKind};
 use zenith_pgformat::{BLCKSZ, Lsn, Tli};
@@ -41,8 +40,8 @@ impl WriterOptions {
 
 /// Writes one image or delta layer into memory.
 ///
-/// It holds the encoded object so far, the open row group's encoded pages (at most 16 MB of payload before
-/// compression) and a batch of about 1 MB that is not encoded yet.
+/// It holds the encoded object so far, and the rows of the open row group (at most 16 MB of payload, or one longer one),
+/// whose payloads it shares with whoever pushed them.
 #[derive(Debug)]
 pub struct LayerWriter {
     groups: GroupWriter<Row>,
@@ -64,7 +63,7 @@ impl LayerWriter {
         if lsn_from > lsn_to || !lsn_to.is_valid() {
             return Err(LayerError::Refused(format!("no row can lie above {lsn_from} and up to {lsn_to}")));
         }
-        let groups = GroupWriter::new(options.about, row_schema(), row_properties()?)?;
+        let groups = GroupWriter::new(options.about, &row_schema(), row_properties()?)?;
         Ok(LayerWriter { groups, base: options.base, last: None })
     }
 
@@ -124,6 +123,8 @@ impl LayerWriter {
 }
 
 impl Line for Row {
+    type Columns = RowColumns;
+
     fn key(&self) -> KeyBytes {
         self.key.to_bytes()
     }
@@ -135,38 +136,6 @@ impl Line for Row {
     fn payload_bytes(&self) -> usize {
         self.value.payload().len()
     }
-
-    fn to_batch(rows: &[Row]) -> Result<RecordBatch, LayerError> {
-        to_batch(rows)
-    }
-}
-
-/// Rows as the columns of [`row_schema`].
-pub(crate) fn to_batch(rows: &[Row]) -> Result<RecordBatch, LayerError> {
-    let bytes = |field: fn(&Row) -> u8| -> ArrayRef {
-        Arc::new(UInt8Array::from_iter_values(rows.iter().map(field)))
-    };
-    let numbers = |field: fn(&Row) -> u32| -> ArrayRef {
-        Arc::new(UInt32Array::from_iter_values(rows.iter().map(field)))
-    };
-    let crc = |row: &Row| row_crc(&row.key, row.lsn, row.value.kind(), row.value.payload());
-    let columns: Vec<ArrayRef> = vec![
-        bytes(|row| row.key.class as u8),
-        numbers(|row| row.key.spc),
-        numbers(|row| row.key.db),
-        numbers(|row| row.key.rel),
-        bytes(|row| row.key.fork),
-        numbers(|row| row.key.block),
-        Arc::new(UInt64Array::from_iter_values(rows.iter().map(|row| row.lsn.0))),
-        bytes(|row| row.value.kind()),
-        bytes(|row| row.source.rmgr.0),
-        bytes(|row| row.source.info),
-        numbers(|row| row.source.xid),
-        numbers(|row| row.source.length),
-        Arc::new(UInt32Array::from_iter_values(rows.iter().map(crc))),
-        Arc::new(BinaryArray::from_iter_values(rows.iter().map(|row| row.value.payload()))),
-    ];
-    RecordBatch::try_new(row_schema(), columns).map_err(|error| LayerError::Encode(error.to_string()))
 }
 
 impl FinishedLayer {

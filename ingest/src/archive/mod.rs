@@ -1,6 +1,7 @@
 //! The raw WAL archive of one timeline: files as `archive_command` hands them over, each under its own name, each
 //! stored once (I2, I6). Their names are their index (I3).
 
+mod buffers;
 mod chain;
 mod check;
 mod compressed;
@@ -10,6 +11,7 @@ pub use chain::{ArchiveChain, BranchPoint};
 pub use check::{SegmentCheckError, check_segment, check_segment_head};
 pub use compressed::Compressed;
 
+use buffers::Buffers;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::ObjectStore;
@@ -94,6 +96,7 @@ pub struct WalArchive {
     paths: TimelinePaths,
     segment_size: WalSegSize,
     system_identifier: u64,
+    buffers: Buffers,
 }
 
 impl WalArchive {
@@ -104,7 +107,7 @@ impl WalArchive {
         segment_size: WalSegSize,
         system_identifier: u64,
     ) -> WalArchive {
-        WalArchive { objects, paths, segment_size, system_identifier }
+        WalArchive { objects, paths, segment_size, system_identifier, buffers: Buffers::default() }
     }
 
     /// The size of the cluster's WAL segments.
@@ -189,11 +192,15 @@ impl WalArchive {
             return Ok(None);
         };
         let damaged = |what| ArchiveError::Damaged { object: path.to_string(), what };
-        let content = frame::decompress(&frame, max).map_err(damaged)?;
-        if matches!(file, WalFile::Segment { .. }) && content.len() as u64 != max {
+        if !matches!(file, WalFile::Segment { .. }) {
+            return frame::decompress(&frame, max).map_err(damaged).map(Bytes::from).map(Some);
+        }
+        let mut content = self.buffers.take();
+        frame::decompress_into(&frame, max, &mut content).map_err(damaged)?;
+        if content.len() as u64 != max {
             return Err(damaged(format!("{} bytes instead of a segment's {max}", content.len())));
         }
-        Ok(Some(content.into()))
+        Ok(Some(self.buffers.share(content)))
     }
 
     /// The complete segments of `tli` from number `from` on, ascending: one LIST. `.partial` files never count.

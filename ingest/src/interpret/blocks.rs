@@ -16,7 +16,7 @@ use zenith_layers::{Key, Value};
 use zenith_pgformat::page;
 use zenith_pgformat::wal::heap::XLOG_HEAP2_VISIBLE;
 use zenith_pgformat::wal::{BlockImage, BlockRef, RmgrId, image, trim};
-use zenith_pgformat::{Fork, Lsn, RelNode};
+use zenith_pgformat::{Fork, Lsn, Page, RelNode};
 use zenith_redo::native::Edit;
 use zenith_redo::stamps;
 
@@ -137,14 +137,13 @@ fn value(draft: &Draft<'_>, index: usize, block: &BlockRef) -> Result<Value, Ing
     if image.is_none() && record.rmgr == RmgrId::GIN && record.op() == GIN_SPLIT && block.id == 3 {
         return Ok(Value::Edit(Edit::GinFinishSplit.encode()));
     }
-    // A copy of its own: a record that needs no trimming is a slice of the segment it was read from.
-    let trimmed = Bytes::copy_from_slice(&trim::for_block(record, index));
+    let trimmed = trim::for_block(record, index);
     Ok(if image.is_some() || block.will_init { Value::InitRecord(trimmed) } else { Value::Record(trimmed) })
 }
 
 /// The page as redo leaves it: stamped with the record's end unless it is new.
 fn restored(draft: &Draft<'_>, image: &BlockImage) -> Result<Value, IngestError> {
-    let mut restored = image::restore(image).map_err(|e| draft.error(e))?;
+    let mut restored: Box<Page> = image::restore(image).map_err(|e| draft.error(e))?;
     let end: Lsn = draft.record.end;
     if page::is_all_zeros(&restored) {
         return Ok(Value::Page(Bytes::new()));
@@ -152,5 +151,6 @@ fn restored(draft: &Draft<'_>, image: &BlockImage) -> Result<Value, IngestError>
     if !page::is_new(&restored) {
         page::set_lsn(&mut restored, end);
     }
-    Ok(Value::Page(Bytes::from(restored.to_vec())))
+    let bytes: Box<[u8]> = restored;
+    Ok(Value::Page(Bytes::from(bytes)))
 }

@@ -1,8 +1,8 @@
 //! Rows that wait for their layer.
 
+use super::payloads::Payloads;
 use super::sink::Sink;
 use crate::error::IngestError;
-use crate::interpret::Changes;
 use std::collections::BTreeMap;
 use zenith_layers::{Event, EventWriter, Key, KeyClass, LayerWriter, Row, Value, WriterOptions};
 use zenith_manifest::LayerEntry;
@@ -18,6 +18,7 @@ const LAYER_BYTES: u64 = 128 << 20;
 #[derive(Debug, Default)]
 pub(super) struct Arena {
     rows: Vec<Row>,
+    payloads: Payloads,
     events: Vec<Event>,
     /// Values of the small keys that loading looks for, so that it finds what is not in a layer yet.
     states: BTreeMap<(Key, Lsn), Value>,
@@ -34,18 +35,19 @@ impl Arena {
         self.bytes
     }
 
-    pub(super) fn add(&mut self, changes: &Changes) {
-        for row in &changes.rows {
+    pub(super) fn add(&mut self, rows: Vec<Row>, events: Vec<Event>) {
+        for row in rows {
             self.bytes += ROW_BYTES + row.value.payload().len();
+            let value = row.value.map_payload(|payload| self.payloads.keep(&payload));
             if matches!(row.key.class, KeyClass::RelSize | KeyClass::Database | KeyClass::RelMap) {
                 self.bytes += ROW_BYTES;
-                self.states.insert((row.key, row.lsn), row.value.clone());
+                self.states.insert((row.key, row.lsn), value.clone());
             }
-            self.rows.push(row.clone());
+            self.rows.push(Row { value, ..row });
         }
-        for event in &changes.events {
+        for event in events {
             self.bytes += ROW_BYTES + event.name.len();
-            self.events.push(event.clone());
+            self.events.push(event);
         }
     }
 

@@ -18,6 +18,7 @@ mod layout;
 mod load;
 mod open;
 mod path;
+mod payloads;
 mod report;
 mod run;
 mod sink;
@@ -184,12 +185,12 @@ impl<S: Sink> Slicer<S> {
             self.loader.load(state, missing, self.position, &self.arena).await?;
         }
         needed.touch(state);
-        let changes = interpret(record, state, Context { window_open: window(self.open_base.as_ref()) })?;
+        let mut changes = interpret(record, state, Context { window_open: window(self.open_base.as_ref()) })?;
         let (backup_end, shutdown) = (changes.backup_end, changes.shutdown_checkpoint);
         if self.oldest.is_none() {
             self.oldest = Some(self.env.clock.elapsed());
         }
-        self.arena.add(&changes);
+        self.arena.add(std::mem::take(&mut changes.rows), std::mem::take(&mut changes.events));
         changes.apply(state);
         self.position = record.end;
         self.prev = record.lsn;

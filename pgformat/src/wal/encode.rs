@@ -3,7 +3,7 @@
 use super::page::{LONG_HEADER, LongHeader, PageHeader, SHORT_HEADER, XLP_FIRST_IS_CONTRECORD};
 use super::record::{
     BKPBLOCK_HAS_DATA, BKPBLOCK_HAS_IMAGE, BKPBLOCK_SAME_REL, BKPBLOCK_WILL_INIT, BKPIMAGE_HAS_HOLE,
-    BlockRef, CRC_OFFSET, RECORD_HEADER, XLR_BLOCK_ID_DATA_LONG, XLR_BLOCK_ID_DATA_SHORT,
+    BlockImage, BlockRef, CRC_OFFSET, RECORD_HEADER, XLR_BLOCK_ID_DATA_LONG, XLR_BLOCK_ID_DATA_SHORT,
     XLR_BLOCK_ID_ORIGIN, XLR_BLOCK_ID_TOPLEVEL_XID, XLR_INFO_MASK, record_crc,
 };
 use super::xlog::XLOG_SWITCH;
@@ -43,13 +43,37 @@ pub fn encode_with_blocks<'a>(
     parts: &Parts<'_>,
     blocks: impl Iterator<Item = &'a BlockRef> + Clone,
 ) -> Vec<u8> {
+    encode_parts(parts, blocks.map(BlockParts::whole))
+}
+
+/// A block reference, and what it carries in the record that is built.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockParts<'a> {
+    /// Its own image and data do not count.
+    pub(crate) block: &'a BlockRef,
+    pub(crate) image: Option<&'a BlockImage>,
+    pub(crate) data: Option<&'a [u8]>,
+}
+
+impl<'a> BlockParts<'a> {
+    fn whole(block: &'a BlockRef) -> BlockParts<'a> {
+        BlockParts { block, image: block.image.as_ref(), data: block.data.as_deref() }
+    }
+}
+
+/// See [`encode_with_blocks`].
+pub(crate) fn encode_parts<'a>(
+    parts: &Parts<'_>,
+    blocks: impl Iterator<Item = BlockParts<'a>> + Clone,
+) -> Vec<u8> {
     let payload: usize = blocks.clone().map(payload_len).sum();
     let mut raw = Vec::with_capacity(RECORD_HEADER + 64 + payload + parts.main_data.len());
     raw.extend([0; RECORD_HEADER]);
     let mut previous = None;
     for block in blocks.clone() {
-        put_block_header(&mut raw, block, previous == Some(block.node));
-        previous = Some(block.node);
+        let node = block.block.node;
+        put_block_header(&mut raw, block, previous == Some(node));
+        previous = Some(node);
     }
     if let Some(origin) = parts.origin {
         raw.push(XLR_BLOCK_ID_ORIGIN);
@@ -68,32 +92,32 @@ pub fn encode_with_blocks<'a>(
         }
     }
     for block in blocks {
-        raw.extend_from_slice(block.image.as_ref().map_or(&[][..], |image| &image.bytes));
-        raw.extend_from_slice(block.data.as_deref().unwrap_or_default());
+        raw.extend_from_slice(block.image.map_or(&[][..], |image| &image.bytes));
+        raw.extend_from_slice(block.data.unwrap_or_default());
     }
     raw.extend_from_slice(parts.main_data);
     put_record_header(&mut raw, parts);
     raw
 }
 
-fn payload_len(block: &BlockRef) -> usize {
-    let image = block.image.as_ref().map_or(0, |image| image.bytes.len());
-    image + block.data.as_ref().map_or(0, bytes::Bytes::len)
+fn payload_len(block: BlockParts<'_>) -> usize {
+    block.image.map_or(0, |image| image.bytes.len()) + block.data.map_or(0, <[u8]>::len)
 }
 
-fn put_block_header(raw: &mut Vec<u8>, block: &BlockRef, same_rel: bool) {
-    let data = block.data.as_deref().unwrap_or_default();
+fn put_block_header(raw: &mut Vec<u8>, parts: BlockParts<'_>, same_rel: bool) {
+    let BlockParts { block, image, data } = parts;
+    let data = data.unwrap_or_default();
     let flag = |set: bool, flag: u8| if set { flag } else { 0 };
     raw.push(block.id);
     raw.push(
         block.fork as u8
-            | flag(block.image.is_some(), BKPBLOCK_HAS_IMAGE)
+            | flag(image.is_some(), BKPBLOCK_HAS_IMAGE)
             | flag(!data.is_empty(), BKPBLOCK_HAS_DATA)
             | flag(block.will_init, BKPBLOCK_WILL_INIT)
             | flag(same_rel, BKPBLOCK_SAME_REL),
     );
     raw.extend((data.len() as u16).to_le_bytes());
-    if let Some(image) = &block.image {
+    if let Some(image) = image {
         raw.extend((image.bytes.len() as u16).to_le_bytes());
         raw.extend(image.hole_offset.to_le_bytes());
         raw.push(image.info);
@@ -111,11 +135,9 @@ fn put_block_header(raw: &mut Vec<u8>, block: &BlockRef, same_rel: bool) {
 
 /// Fills in the fixed part, when everything after it stands.
 fn put_record_header(raw: &mut [u8], parts: &Parts<'_>) {
-    let mut header = vec![0; 4];
-    header.extend(parts.xid.to_le_bytes());
-    header.extend(parts.prev.0.to_le_bytes());
-    header.extend([parts.info, parts.rmgr.0]);
-    raw[..header.len()].copy_from_slice(&header);
+    raw[4..8].copy_from_slice(&parts.xid.to_le_bytes());
+    raw[8..16].copy_from_slice(&parts.prev.0.to_le_bytes());
+    raw[16..18].copy_from_slice(&[parts.info, parts.rmgr.0]);
     seal(raw);
 }
 

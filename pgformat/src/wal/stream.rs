@@ -214,13 +214,14 @@ impl WalStream {
         if bytes.len() < tot_len.min(room) {
             return Ok(Step::Wait);
         }
-        let here = bytes.slice(..tot_len.min(room));
         if tot_len <= room {
             let end = Lsn(lsn.0.saturating_add(tot_len as u64)).max_align();
-            return Ok(Step::Found { lsn, end, raw: here });
+            let Some(raw) = self.shared(lsn, tot_len) else { return Ok(Step::Wait) };
+            return Ok(Step::Found { lsn, end, raw });
         }
         let next_page = next_page(page_start);
-        self.partial = Some(Partial { lsn, tot_len, header_checked, bytes: here.to_vec(), next_page });
+        let bytes = bytes.get(..room).unwrap_or_default().to_vec();
+        self.partial = Some(Partial { lsn, tot_len, header_checked, bytes, next_page });
         self.drop_segments_before(next_page);
         Ok(Step::Again)
     }
@@ -250,10 +251,10 @@ impl WalStream {
             ));
         }
         let len = missing.min(XLOG_BLCKSZ - header.size());
-        let Some(part) = self.page(page_start, header.size()).filter(|part| part.len() >= len) else {
+        let Some(part) = self.shared(Lsn(page_start.0.saturating_add(header.size() as u64)), len) else {
             return Ok(Step::Wait);
         };
-        self.append_part(&part[..len], page_start)?;
+        self.append_part(&part, page_start)?;
         if len < missing {
             self.drop_segments_before(next_page(page_start));
             return Ok(Step::Again);
@@ -344,7 +345,7 @@ impl WalStream {
             WalError::Invalid { what, .. } => WalError::Invalid { lsn: page_start, what },
             other => other,
         };
-        let header = PageHeader::decode(&bytes).map_err(place)?;
+        let header = PageHeader::decode(bytes).map_err(place)?;
         header.check(page_start, self.start.seg_size, self.start.system_identifier)?;
         if header.tli > self.start.tli {
             return Err(WalError::invalid(
@@ -366,15 +367,24 @@ impl WalStream {
     }
 
     /// What has arrived of a page from `offset` on; `None` when nothing has.
-    fn page(&self, page_start: Lsn, offset: usize) -> Option<Bytes> {
-        let size = self.start.seg_size.bytes();
-        let segment = self
-            .segments
-            .iter()
-            .find(|segment| segment.start <= page_start && page_start.since(segment.start) < size)?;
+    fn page(&self, page_start: Lsn, offset: usize) -> Option<&[u8]> {
+        let segment = self.segment_with(page_start)?;
         let from = page_start.since(segment.start) as usize;
         let to = (from + XLOG_BLCKSZ).min(segment.bytes.len());
-        (from + offset < to).then(|| segment.bytes.slice(from + offset..to))
+        segment.bytes.get(from + offset..to).filter(|bytes| !bytes.is_empty())
+    }
+
+    /// Bytes of one page, shared with the segment; `None` when not all have arrived.
+    fn shared(&self, at: Lsn, len: usize) -> Option<Bytes> {
+        let segment = self.segment_with(at)?;
+        let from = at.since(segment.start) as usize;
+        let to = from.checked_add(len).filter(|to| *to <= segment.bytes.len())?;
+        Some(segment.bytes.slice(from..to))
+    }
+
+    fn segment_with(&self, lsn: Lsn) -> Option<&Segment> {
+        let size = self.start.seg_size.bytes();
+        self.segments.iter().find(|segment| segment.start <= lsn && lsn.since(segment.start) < size)
     }
 
     fn drop_segments_before(&mut self, lsn: Lsn) {

@@ -1,8 +1,7 @@
 //! A record cut down to what redo of one of its blocks reads.
 
 use super::Record;
-use super::encode::{Parts, encode_with_blocks};
-use super::record::BlockRef;
+use super::encode::{BlockParts, Parts, encode_parts};
 use bytes::Bytes;
 
 /// The record as redo of `record.blocks[index]` needs it, valid for `DecodeXLogRecord`, its checksum set right.
@@ -16,16 +15,22 @@ use bytes::Bytes;
 /// and GIN's split those of blocks 0 to 2. Both restore the blocks' own images instead, and the split's child is a
 /// native edit. With an `index` past the end no block keeps its own.
 pub fn for_block(record: &Record, index: usize) -> Bytes {
-    let trimmed: Vec<BlockRef> = record
-        .blocks
-        .iter()
-        .enumerate()
-        .map(|(at, block)| if at == index || block.will_init { without_check(block) } else { bare(block) })
-        .collect();
-    if trimmed == record.blocks {
+    let parts = record.blocks.iter().enumerate().map(|(at, block)| {
+        let own = at == index || block.will_init;
+        BlockParts {
+            block,
+            image: block.image.as_ref().filter(|image| own && image.apply),
+            data: block.data.as_deref().filter(|_| own),
+        }
+    });
+    let is_whole = |parts: BlockParts<'_>| {
+        parts.image.is_some() == parts.block.image.is_some()
+            && parts.data.is_some() == parts.block.data.is_some()
+    };
+    if parts.clone().all(is_whole) {
         return record.raw.clone();
     }
-    let parts = Parts {
+    let head = Parts {
         rmgr: record.rmgr,
         info: record.info,
         xid: record.xid,
@@ -34,19 +39,13 @@ pub fn for_block(record: &Record, index: usize) -> Bytes {
         top_xid: record.top_xid,
         main_data: &record.main_data,
     };
-    Bytes::from(encode_with_blocks(&parts, trimmed.iter()))
-}
-
-fn without_check(block: &BlockRef) -> BlockRef {
-    BlockRef { image: block.image.clone().filter(|image| image.apply), ..block.clone() }
-}
-
-fn bare(block: &BlockRef) -> BlockRef {
-    BlockRef { image: None, data: None, ..block.clone() }
+    Bytes::from(encode_parts(&head, parts))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::encode::encode_with_blocks;
+    use super::super::record::BlockRef;
     use super::super::record::{BKPIMAGE_APPLY, BKPIMAGE_HAS_HOLE};
     use super::super::{BlockImage, RmgrId};
     use super::*;
