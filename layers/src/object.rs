@@ -7,11 +7,14 @@ use crate::writer::FinishedLayer;
 use arrow_schema::SchemaRef;
 use bytes::Bytes;
 use parquet::arrow::ArrowSchemaConverter;
-use parquet::column::writer::ColumnWriter;
+use parquet::column::writer::{ColumnCloseResult, ColumnWriter, get_column_writer};
+use parquet::data_type::ByteArray;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::RowGroupMetaData;
-use parquet::file::properties::WriterProperties;
-use parquet::file::writer::SerializedFileWriter;
+use parquet::file::page_index::offset_index::PageLocation;
+use parquet::file::properties::{WriterProperties, WriterPropertiesPtr};
+use parquet::file::writer::{SerializedFileWriter, SerializedPageWriter, TrackedWrite};
+use parquet::schema::types::ColumnDescPtr;
 use std::ops::Range;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -43,12 +46,14 @@ impl ObjectEncoder {
         columns: &[Column<'_>],
         entry: GroupEntry,
     ) -> Result<(), LayerError> {
+        let (descriptor, properties) = (self.writer.schema_descr().clone(), self.writer.properties().clone());
+        if columns.len() != descriptor.num_columns() {
+            return Err(LayerError::Encode(format!("{} columns for the schema's", columns.len())));
+        }
         let mut group = self.writer.next_row_group().map_err(encode)?;
-        for column in columns {
-            let missing = || LayerError::Encode("more columns than the schema has".to_owned());
-            let mut writer = group.next_column().map_err(encode)?.ok_or_else(missing)?;
-            write_column(writer.untyped(), column)?;
-            writer.close().map_err(encode)?;
+        for (number, column) in columns.iter().enumerate() {
+            let (bytes, close) = encode_column(descriptor.column(number), properties.clone(), column)?;
+            group.append_column(&bytes, close).map_err(encode)?;
         }
         let group = group.close().map_err(encode)?;
         // What was written lies in the writer's own buffer until then.
@@ -120,8 +125,16 @@ impl ObjectEncoder {
     }
 }
 
-fn write_column(writer: &mut ColumnWriter<'_>, column: &Column<'_>) -> Result<(), LayerError> {
-    let written = match (writer, column) {
+/// One column chunk as it is stored, its offsets counted from its own beginning.
+fn encode_column(
+    descriptor: ColumnDescPtr,
+    properties: WriterPropertiesPtr,
+    column: &Column<'_>,
+) -> Result<(Bytes, ColumnCloseResult), LayerError> {
+    let mut chunk = TrackedWrite::new(Vec::new());
+    let pages = Box::new(SerializedPageWriter::new(&mut chunk));
+    let mut writer = get_column_writer(descriptor, properties, pages);
+    let written = match (&mut writer, column) {
         (ColumnWriter::Int32ColumnWriter(writer), Column::Int32(values)) => {
             writer.write_batch(values, None, None)
         }
@@ -133,7 +146,21 @@ fn write_column(writer: &mut ColumnWriter<'_>, column: &Column<'_>) -> Result<()
         }
         _ => return Err(LayerError::Encode("a column of another type than the schema's".to_owned())),
     };
-    written.map(drop).map_err(encode)
+    written.map_err(encode)?;
+    let mut close = writer.close().map_err(encode)?;
+    if let (Some(index), Column::Bytes(values)) = (&mut close.offset_index, column) {
+        index.unencoded_byte_array_data_bytes = Some(plain_bytes(index.page_locations(), values));
+    }
+    Ok((Bytes::from(chunk.into_inner().map_err(encode)?), close))
+}
+
+/// Bytes of the values of each page. Parquet's writer counts them only where it also keeps the lowest and highest value,
+/// which for payloads nobody asks for.
+fn plain_bytes(pages: &[PageLocation], values: &[ByteArray]) -> Vec<i64> {
+    let starts = pages.iter().map(|page| usize::try_from(page.first_row_index).unwrap_or(usize::MAX));
+    let ends = starts.clone().skip(1).chain([values.len()]);
+    let bytes = |(start, end)| values.get(start..end).unwrap_or_default().iter().map(ByteArray::len).sum();
+    starts.zip(ends).map(bytes).map(|bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX)).collect()
 }
 
 /// What a layer's writer knows before the first row.

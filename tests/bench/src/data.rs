@@ -64,6 +64,14 @@ impl Primary {
         }
     }
 
+    /// The segments that this work fills, in order.
+    pub(crate) fn segments_of(&self, work: impl FnOnce(&Pg)) -> anyhow::Result<Vec<PathBuf>> {
+        let before = self.archived()?;
+        work(&self.server);
+        self.switch()?;
+        Ok(self.archived()?.into_iter().filter(|file| !before.contains(file)).collect())
+    }
+
     /// All archived segments.
     pub(crate) fn archived(&self) -> anyhow::Result<Vec<PathBuf>> {
         let mut found = Vec::new();

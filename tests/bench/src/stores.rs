@@ -1,7 +1,8 @@
 //! The stores of a run: a folder, MinIO, and MinIO a round trip away.
 
+use crate::measure::time;
 use crate::proxy::{Authority, Proxy, Traffic};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -154,6 +155,14 @@ impl Reached {
         }
     }
 
+    /// Another store with the same content, of a folder.
+    pub(crate) fn copy(&self) -> anyhow::Result<Reached> {
+        let Reached::Folder(directory) = self else { bail!("only a folder is copied") };
+        let copy = pg::server_dir();
+        time(pg::command("cp").arg("-a").arg(directory.path().join(".")).arg(copy.path()))?;
+        Ok(Reached::Folder(copy))
+    }
+
     /// Bytes of everything stored, of a folder.
     pub(crate) fn stored(&self) -> Option<u64> {
         match self {
@@ -163,8 +172,14 @@ impl Reached {
     }
 }
 
-fn size_of(directory: &Path) -> u64 {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+/// Bytes of a file, or of everything in a directory.
+pub(crate) fn size_of(path: &Path) -> u64 {
+    if let Ok(about) = path.metadata()
+        && about.is_file()
+    {
+        return about.len();
+    }
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
     let size = |entry: std::fs::DirEntry| match entry.metadata() {
         Ok(about) if about.is_dir() => size_of(&entry.path()),
         Ok(about) => about.len(),

@@ -3,6 +3,7 @@
 mod archive;
 mod base;
 mod restore;
+mod slice;
 
 use crate::stores::{Place, Stores};
 use crate::table::{Line, markdown};
@@ -15,7 +16,7 @@ pub(crate) struct Bench {
     pub(crate) repeats: usize,
     /// pgbench's scale.
     pub(crate) scale: u32,
-    /// How many segments are archived and, in `restore`, sliced.
+    /// How many segments are archived and, in `slice` and `restore`, sliced.
     pub(crate) segments: usize,
 }
 
@@ -38,7 +39,9 @@ pub(crate) enum Row {
     Archive,
     /// `zenith_push base`.
     Base,
-    /// `zenith_slicedice`, and `zenith_restore` with and without WAL after the base image.
+    /// `zenith_slicedice`, of several kinds of WAL.
+    Slice,
+    /// `zenith_slicedice` once, and `zenith_restore` with and without WAL after the base image.
     Restore,
 }
 
@@ -48,6 +51,7 @@ impl Row {
         match self {
             Row::Archive => archive::run(bench),
             Row::Base => base::run(bench),
+            Row::Slice => slice::run(bench),
             Row::Restore => restore::run(bench),
         }
     }
