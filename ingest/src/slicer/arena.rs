@@ -51,6 +51,15 @@ impl Arena {
         }
     }
 
+    /// Lets go of everything and keeps the memory for as much again.
+    pub(super) fn begin_anew(&mut self) {
+        self.rows.clear();
+        self.events.clear();
+        self.states.clear();
+        self.bytes = 0;
+        self.payloads.reclaim();
+    }
+
     /// The newest value of a small key at `upto` among the rows that wait.
     pub(super) fn latest(&self, key: Key, upto: Lsn) -> Option<(Lsn, &Value)> {
         let newest = self.states.range((key, Lsn::INVALID)..=(key, upto)).next_back();
@@ -67,7 +76,7 @@ impl Arena {
         to: Lsn,
     ) -> Result<Vec<LayerEntry>, IngestError> {
         let mut stored = Vec::new();
-        self.rows.sort_unstable_by_key(|row| (row.key, row.lsn));
+        self.rows.sort_unstable_by_key(|row| (row.key.packed(), row.lsn));
         let mut writer: Option<LayerWriter> = None;
         for row in &self.rows {
             let open = match &mut writer {

@@ -91,7 +91,8 @@ impl Loader {
                     }
                     None => {
                         let map = found.get(key).and_then(|(_, value)| match value {
-                            Value::State(map) => Some(map.clone()),
+                            // A copy of its own: it stays long after the arena's memory is to be free.
+                            Value::State(map) => Some(Bytes::copy_from_slice(map)),
                             _ => None,
                         });
                         state.load_rel_map(key.spc, key.db, map);

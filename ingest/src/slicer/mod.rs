@@ -276,7 +276,12 @@ impl<S: Sink> Slicer<S> {
         self.report.layer_bytes += layers.iter().map(|layer| layer.bytes).sum::<u64>();
         self.report.rows += layers.iter().map(|layer| layer.rows).sum::<u64>();
         self.loader.add_layers(self.written.clone(), layers)?;
-        self.arena = Arena::default();
+        if self.arena.bytes() >= self.options.arena_bytes {
+            self.arena.begin_anew();
+        } else {
+            // Who follows an archive may wait long now.
+            self.arena = Arena::default();
+        }
         self.oldest = None;
         self.committed = self.position;
         self.report.confirmed.append(&mut self.confirmed);

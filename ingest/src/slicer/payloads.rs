@@ -5,10 +5,13 @@ use bytes::{Bytes, BytesMut};
 /// Size of a piece.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// See the module. A piece is freed when the last payload in it is.
+/// See the module. A piece is freed when the last payload in it is and nobody reclaims it.
 #[derive(Debug, Default)]
 pub(super) struct Payloads {
+    /// The piece that is being filled.
     piece: BytesMut,
+    full: Vec<BytesMut>,
+    free: Vec<BytesMut>,
 }
 
 impl Payloads {
@@ -18,10 +21,20 @@ impl Payloads {
             return Bytes::copy_from_slice(payload);
         }
         if self.piece.capacity() < payload.len() {
-            self.piece = BytesMut::with_capacity(PIECE_BYTES);
+            let next = self.free.pop().unwrap_or_else(|| BytesMut::with_capacity(PIECE_BYTES));
+            self.full.push(std::mem::replace(&mut self.piece, next));
         }
         self.piece.extend_from_slice(payload);
         self.piece.split().freeze()
+    }
+
+    /// Takes back the pieces of which no payload is left: memory that the kernel need not make ready again.
+    pub(super) fn reclaim(&mut self) {
+        for mut piece in self.full.drain(..) {
+            if piece.try_reclaim(PIECE_BYTES) {
+                self.free.push(piece);
+            }
+        }
     }
 }
 
@@ -37,6 +50,19 @@ mod tests {
             lengths.iter().zip(1u8..).map(|(length, byte)| vec![byte; *length]).collect();
         let kept: Vec<Bytes> = given.iter().map(|payload| payloads.keep(payload)).collect();
         assert_eq!(kept, given);
+    }
+
+    #[test]
+    fn memory_is_used_again_once_no_payload_is_left_in_it_and_never_before() {
+        let mut payloads = Payloads::default();
+        let mut kept: Vec<Bytes> = (0..8).map(|byte| payloads.keep(&[byte; PIECE_BYTES / 2])).collect();
+        let first = kept.remove(0);
+        drop(kept);
+        payloads.reclaim();
+        assert_eq!(payloads.free.len(), 2, "one is still read, one is still being filled");
+        let more: Vec<Bytes> = (0..8).map(|_| payloads.keep(&[9; PIECE_BYTES / 2])).collect();
+        assert_eq!(first, vec![0; PIECE_BYTES / 2]);
+        assert!(more.iter().all(|payload| payload == &vec![9; PIECE_BYTES / 2]));
     }
 
     #[test]

@@ -12,6 +12,9 @@ use std::collections::VecDeque;
 /// Segments that may wait in a stream; one more is refused, so that a caller cannot pile up an archive in memory.
 pub const MAX_WAITING_SEGMENTS: usize = 4;
 
+/// Memory for a record that crosses pages, before more of it has arrived: enough for one with a full-page image.
+const PARTIAL_BYTES: usize = 2 * XLOG_BLCKSZ;
+
 /// Where and in which WAL a stream begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StreamStart {
@@ -35,7 +38,7 @@ pub struct StreamStart {
 ///
 /// Feed a segment, then call [`WalStream::next`] until it wants more. Memory: the segments that wait (at most
 /// [`MAX_WAITING_SEGMENTS`]) and one record being put together (at most [`super::record::MAX_RECORD_LEN`], and never more
-/// than twice what has arrived of it).
+/// than 16 kB or twice what has arrived of it).
 ///
 /// An error is final: every later call repeats it, and who wants to go on starts a new stream at
 /// [`WalStream::position`].
@@ -220,7 +223,9 @@ impl WalStream {
             return Ok(Step::Found { lsn, end, raw });
         }
         let next_page = next_page(page_start);
-        let bytes = bytes.get(..room).unwrap_or_default().to_vec();
+        let here = bytes.get(..room).unwrap_or_default();
+        let mut bytes = Vec::with_capacity(tot_len.min(PARTIAL_BYTES));
+        bytes.extend_from_slice(here);
         self.partial = Some(Partial { lsn, tot_len, header_checked, bytes, next_page });
         self.drop_segments_before(next_page);
         Ok(Step::Again)

@@ -133,9 +133,6 @@ impl History {
             runs,
         };
         let compressed = size_of(frames.path());
-        Ok(vec![
-            line("zenith_slicedice", ours, stored),
-            line("zstd -1 of the WAL, sync", floor, compressed),
-        ])
+        Ok(vec![line("zenith_slicedice", ours, stored), line("zstd -1 of the WAL, sync", floor, compressed)])
     }
 }
