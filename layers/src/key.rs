@@ -127,13 +127,6 @@ impl Key {
     /// The highest key there can be.
     pub const MAX: Key = Key::of(KeyClass::RelBlock, u32::MAX, u32::MAX, u32::MAX, u8::MAX, u32::MAX);
 
-    /// The key as numbers of the same order, for sorting many.
-    pub fn packed(&self) -> (u128, u32) {
-        let fields = [u128::from(self.spc), u128::from(self.db), u128::from(self.rel)];
-        let wide = fields.into_iter().fold(u128::from(self.class as u8), |wide, field| wide << 32 | field);
-        (wide << 8 | u128::from(self.fork), self.block)
-    }
-
     /// See [`KeyClass::Tablespace`].
     pub fn tablespace(spc: Oid) -> Key {
         Key::of(KeyClass::Tablespace, spc, 0, 0, 0, 0)
@@ -350,19 +343,8 @@ mod tests {
         keys.sort();
         let bytes: Vec<KeyBytes> = keys.iter().map(Key::to_bytes).collect();
         assert!(bytes.is_sorted());
-        assert!(keys.iter().map(Key::packed).collect::<Vec<_>>().is_sorted_by(|a, b| a < b));
         let back: Vec<Option<Key>> = bytes.iter().map(Key::from_bytes).collect();
         assert_eq!(back, keys.into_iter().map(Some).collect::<Vec<_>>());
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn packed_keys_order_as_keys_do(
-            a in crate::test_rows::any_key(),
-            b in crate::test_rows::any_key(),
-        ) {
-            proptest::prop_assert_eq!(a.cmp(&b), a.packed().cmp(&b.packed()));
-        }
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Arena {
         to: Lsn,
     ) -> Result<Vec<LayerEntry>, IngestError> {
         let mut stored = Vec::new();
-        self.rows.sort_unstable_by_key(|row| (row.key.packed(), row.lsn));
+        self.rows.sort_unstable_by_key(|row| (row.key, row.lsn));
         let mut writer: Option<LayerWriter> = None;
         for row in &self.rows {
             let open = match &mut writer {
