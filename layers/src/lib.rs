@@ -30,6 +30,7 @@ pub mod stream;
 mod test_env;
 #[cfg(test)]
 mod test_rows;
+mod warm;
 pub mod writer;
 
 pub use cache::{ByteCache, MokaCache, Weighed};

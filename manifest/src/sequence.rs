@@ -30,11 +30,6 @@ impl<P: Fn(u64) -> Path> Sequence<'_, P> {
         Ok(bytes.map(|bytes| Numbered { n, bytes }))
     }
 
-    /// Number n, if it is there; nothing for 0.
-    pub(crate) async fn get_if(&self, n: u64) -> Result<Option<Numbered>, ManifestError> {
-        if n == 0 { Ok(None) } else { self.get(n).await }
-    }
-
     /// The newest above `known`, which must be there (or 0): probes known+1, +2, +4 … until one is missing, then
     /// bisects. `None` if `known` is the newest.
     pub(crate) async fn newest_above(&self, known: u64) -> Result<Option<Numbered>, ManifestError> {

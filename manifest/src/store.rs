@@ -192,9 +192,18 @@ impl ManifestStore {
             return Ok(Probed::Found(self.newest_from(known).await?));
         }
         let hinted = self.hinted().await?;
-        let Some(found) = self.sequence().get_if(hinted).await? else {
+        if hinted == 0 {
             return Ok(Probed::Nothing { hinted });
-        };
+        }
+        // A hint that does not lag is the rule: what tells so is asked for at once.
+        let (next, after) = (hinted.saturating_add(1), hinted.saturating_add(2));
+        let sequence = self.sequence();
+        let (found, next, after) =
+            futures::try_join!(sequence.get(hinted), sequence.get(next), sequence.get(after))?;
+        let Some(found) = found else { return Ok(Probed::Nothing { hinted }) };
+        if next.is_none() && after.is_none() {
+            return Ok(Probed::Found(self.decode(&found)?));
+        }
         let newest = self.newest_from(self.decode(&found)?).await?;
         self.must_be_last(newest.version).await?;
         Ok(Probed::Found(newest))

@@ -115,14 +115,35 @@ pub fn is_all_zeros(page: &Page) -> bool {
 /// `pg_checksum_page`: the checksum that belongs on this page as block `block` of its fork (counted over all
 /// segment files). The field on the page does not matter.
 pub fn checksum(page: &Page, block: u32) -> u16 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: this processor has what the function was compiled for.
+        return unsafe { checksum_by_avx2(page, block) };
+    }
+    checksum_by_lanes(page, block)
+}
+
+/// [`checksum_by_lanes`] with eight lanes to an instruction: every page of a restore and of a base image is summed up, and
+/// this is four times as fast as what every processor of the architecture can do.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn checksum_by_avx2(page: &Page, block: u32) -> u16 {
+    checksum_by_lanes(page, block)
+}
+
+#[inline(always)]
+fn checksum_by_lanes(page: &Page, block: u32) -> u16 {
     let mut sums = CHECKSUM_BASES;
-    for (index, row) in page.chunks_exact(4 * LANES).enumerate() {
-        for (lane, (sum, word)) in sums.iter_mut().zip(row.chunks_exact(4)).enumerate() {
-            let mut value = word.try_into().map_or(0, u32::from_le_bytes);
-            if index == 0 && lane == CHECKSUM_OFFSET / 4 {
-                value &= 0xFFFF_0000; // The checksum itself counts as zero.
-            }
-            *sum = mix(*sum, value);
+    for (index, row) in page.as_chunks::<{ 4 * LANES }>().0.iter().enumerate() {
+        let mut words = [0u32; LANES];
+        for (word, bytes) in words.iter_mut().zip(row.as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(*bytes);
+        }
+        if index == 0 {
+            words[CHECKSUM_OFFSET / 4] &= 0xFFFF_0000; // The checksum itself counts as zero.
+        }
+        for (sum, word) in sums.iter_mut().zip(words) {
+            *sum = mix(*sum, word);
         }
     }
     let folded = sums.iter().fold(0, |folded, sum| folded ^ mix(mix(*sum, 0), 0));
@@ -156,6 +177,7 @@ pub fn verify(page: &Page, block: u32, checksums: bool) -> Result<(), PageError>
 const LANES: usize = 32;
 
 /// `CHECKSUM_COMP`: one step of FNV-1a with the high bits folded back.
+#[inline(always)]
 fn mix(sum: u32, value: u32) -> u32 {
     let mixed = sum ^ value;
     mixed.wrapping_mul(16_777_619) ^ (mixed >> 17)

@@ -21,6 +21,7 @@ pub mod target;
 pub mod time;
 pub mod timeline;
 pub mod wal;
+mod warm;
 
 pub use consistency::{CheckOptions, WalCheck};
 pub use error::{ReadError, TargetError};

@@ -66,10 +66,12 @@ impl Timeline {
             Target::Name(name) => self.named(name).await?,
             Target::Xid(xid) => self.transaction(*xid).await?,
         };
-        let last_record = self.last_record(lsn).await?;
+        // No event ends between the last record and this LSN.
+        let (last_record, events) = futures::join!(self.last_record(lsn), self.last_events(lsn));
+        let last_record = last_record?;
         let lsn = last_record.end;
         self.check(lsn)?;
-        let (last_commit, time) = self.last_events(lsn).await?;
+        let (last_commit, time) = events?;
         Ok(Resolved { lsn, tli: self.tli_at(lsn)?, last_record, last_commit, time })
     }
 

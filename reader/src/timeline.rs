@@ -6,10 +6,11 @@ use crate::options::{ReaderCaches, ReaderOptions, RedoSource, TimelineRef};
 use crate::snapshot::Snapshot;
 use crate::tail::TailLayers;
 use crate::wal::before_header;
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use zenith_ingest::archive::{ArchiveChain, BranchPoint, WalArchive};
 use zenith_layers::{LayerSet, LayerStore, RowLimit};
 use zenith_manifest::{
@@ -59,8 +60,13 @@ pub(crate) struct State {
     pub(crate) tail: Option<Arc<TailLayers>>,
     /// Up to here the local tail holds every record, although the last one may end earlier.
     pub(crate) covered: Option<Lsn>,
+    /// The raw WAL that was read last.
+    pub(crate) segment: Arc<Mutex<Option<KeptSegment>>>,
     segment_size: WalSegSize,
 }
+
+/// A segment by PostgreSQL's timeline and number, and what is in it.
+type KeptSegment = ((Tli, u64), Bytes);
 
 /// LSNs that can be read from one base image on.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -387,6 +393,7 @@ async fn assemble(
         parent,
         tail: None,
         covered: None,
+        segment: Arc::default(),
         segment_size,
     };
     state.layers = Arc::new(state.layer_set()?);

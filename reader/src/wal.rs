@@ -3,10 +3,11 @@
 use crate::error::ReadError;
 use crate::timeline::Timeline;
 use bytes::Bytes;
+use std::sync::PoisonError;
 use zenith_ingest::base::read_base_wal;
 use zenith_pgformat::wal::page::{PageHeader, XLP_FIRST_IS_CONTRECORD};
 use zenith_pgformat::wal::{StreamStart, WalStream};
-use zenith_pgformat::wal_name::WalFile;
+use zenith_pgformat::wal_name::{WalFile, WalSegSize};
 use zenith_pgformat::{Lsn, Tli, XLOG_BLCKSZ};
 
 /// `SizeOfXLogShortPHD`.
@@ -45,9 +46,20 @@ pub(crate) fn first_record(page_start: Lsn, header: &PageHeader) -> Option<Lsn> 
 
 impl Timeline {
     /// A raw WAL segment by PostgreSQL's timeline and number, from this timeline's archive or, for what is on its own
-    /// history, an ancestor's. `None` if it is not archived.
+    /// history, an ancestor's. `None` if it is not archived. The last one is kept, if it is of the usual size: a target and
+    /// what is restored there lie in the same one.
     pub async fn raw_wal(&self, tli: Tli, segment: u64) -> Result<Option<Bytes>, ReadError> {
-        Ok(self.archive().find(WalFile::Segment { tli, segment }).await?)
+        let wanted = (tli, segment);
+        let kept = || self.state.segment.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, bytes)) = kept().as_ref().filter(|(known, _)| *known == wanted) {
+            return Ok(Some(bytes.clone()));
+        }
+        let found = self.archive().find(WalFile::Segment { tli, segment }).await?;
+        if let Some(bytes) = found.as_ref().filter(|bytes| bytes.len() as u64 <= WalSegSize::DEFAULT.bytes())
+        {
+            *kept() = Some((wanted, bytes.clone()));
+        }
+        Ok(found)
     }
 
     /// A history file, from this timeline's archive or, for what is on its own history, an ancestor's.

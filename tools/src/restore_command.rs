@@ -232,8 +232,17 @@ async fn restore_to(
     let mut timeline = reading::open_in(session, settings, scratch).await?;
     let target = target(args);
     let up_to = if let Target::Lsn(lsn) = target { Some(lsn) } else { None };
-    reading::slice_what_is_not(&mut timeline, up_to).await?;
-    let resolved = timeline.resolve(&target).await?;
+    let stored = timeline.clone();
+    let warmed = stored.warm(up_to);
+    let resolved = async {
+        reading::slice_what_is_not(&mut timeline, up_to).await?;
+        anyhow::Ok(timeline.resolve(&target).await?)
+    };
+    let (resolved, warmed) = futures::join!(resolved, warmed);
+    if let Err(error) = warmed {
+        tracing::debug!(%error, "reading ahead failed");
+    }
+    let resolved = resolved?;
     output::say(&describe::target(&resolved));
     let snapshot = timeline.snapshot(resolved.lsn).await?;
     let source = SnapshotSource::new(snapshot.clone(), resolved.last_record).await?;

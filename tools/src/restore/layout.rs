@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
@@ -34,6 +35,11 @@ pub(crate) const DIRECTORIES: [&str; 22] = [
     "pg_logical/snapshots",
     "pg_logical/mappings",
 ];
+
+/// Complete files that wait to be synced: each is open until then.
+const UNSYNCED_MAX: usize = 128;
+/// Less than this is not worth a word to the disk.
+const HINTED_BYTES: u64 = 256 << 10;
 
 /// The user that owns the written files.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,6 +101,8 @@ pub(crate) struct Target {
     sync: bool,
     /// Directories whose entries have to be synced at the end.
     directories: Arc<Mutex<BTreeSet<PathBuf>>>,
+    /// Files that are complete and not synced yet, and their paths.
+    unsynced: Arc<Mutex<Vec<(File, PathBuf)>>>,
     abandoned: Abandoned,
 }
 
@@ -105,8 +113,8 @@ type Abandoned = Arc<RwLock<bool>>;
 impl Target {
     /// A target at `root`, which must be absolute. Makes nothing yet.
     pub(crate) fn new(root: &Path, group_access: bool, owner: Option<Owner>, sync: bool) -> Target {
-        let (directories, abandoned) = Default::default();
-        Target { root: root.into(), group_access, owner, sync, directories, abandoned }
+        let (directories, unsynced, abandoned) = Default::default();
+        Target { root: root.into(), group_access, owner, sync, directories, unsynced, abandoned }
     }
 
     /// What takes back everything written here, should the restore fail.
@@ -222,7 +230,7 @@ impl Target {
         create().map_err(|error| explain(error, &path))
     }
 
-    /// Writes a whole small file, synced.
+    /// Writes a whole small file; it is synced by [`Target::sync_files`] at the latest.
     pub(crate) fn write(&self, below: &str, bytes: &[u8]) -> Result<()> {
         self.write_with_mode(below, bytes, self.file_mode())
     }
@@ -231,12 +239,38 @@ impl Target {
     pub(crate) fn write_with_mode(&self, below: &str, bytes: &[u8], mode: u32) -> Result<()> {
         let mut file = self.create(below, mode)?;
         file.write_all(bytes).map_err(|error| explain(error, &self.path(below)))?;
-        self.sync_file(&file, below)
+        self.complete(file, below)
     }
 
-    /// Syncs a file, unless syncing was switched off.
-    pub(crate) fn sync_file(&self, file: &File, below: &str) -> Result<()> {
-        if self.sync { file.sync_all().map_err(|error| explain(error, &self.path(below))) } else { Ok(()) }
+    /// Takes a file that is complete, to be synced together with others: the first sync writes down in the file system's
+    /// journal what all of them changed. The file stays open until then, so that an error of writing it cannot get lost.
+    pub(crate) fn complete(&self, file: File, below: &str) -> Result<()> {
+        if !self.sync {
+            return Ok(());
+        }
+        let mut unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
+        unsynced.push((file, self.path(below)));
+        if unsynced.len() < UNSYNCED_MAX {
+            return Ok(());
+        }
+        let files = std::mem::take(&mut *unsynced);
+        drop(unsynced);
+        sync_all(files)
+    }
+
+    /// Syncs all files that are complete; those that another thread has begun to sync are its own business.
+    pub(crate) fn sync_files(&self) -> Result<()> {
+        sync_all(std::mem::take(&mut *self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// Begins to write part of a file to the disk, so that the disk is at work before the file is complete. Only a hint:
+    /// whether it was written is for the sync to say.
+    pub(crate) fn begin_to_sync(&self, file: &File, offset: u64, length: u64) {
+        if self.sync && length >= HINTED_BYTES {
+            let (offset, length) = (offset.cast_signed(), length.cast_signed());
+            // SAFETY: the descriptor is open; no memory is handed over.
+            unsafe { libc::sync_file_range(file.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
+        }
     }
 
     /// Makes the symbolic link `below` → `to`.
@@ -250,8 +284,9 @@ impl Target {
         link().with_context(|| format!("making link {} to {}", path.display(), to.display()))
     }
 
-    /// Syncs every directory that was made, and those that the topmost ones were made in.
+    /// Syncs all files that are complete, every directory that was made, and those that the topmost ones were made in.
     pub(crate) fn sync_directories(&self) -> Result<()> {
+        self.sync_files()?;
         if !self.sync {
             return Ok(());
         }
@@ -262,6 +297,10 @@ impl Target {
         }
         Ok(())
     }
+}
+
+fn sync_all(files: Vec<(File, PathBuf)>) -> Result<()> {
+    files.into_iter().try_for_each(|(file, path)| file.sync_all().map_err(|error| explain(error, &path)))
 }
 
 /// Adds the path, and a remedy where there is one.

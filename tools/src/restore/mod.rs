@@ -20,9 +20,10 @@ mod wal_segment;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use config::{Change, Host, Needs};
+use futures::{StreamExt, TryStreamExt};
 use layout::{DIRECTORIES, Owner, Target};
 use relations::{PageRules, Plan};
-use source::{Facts, Source};
+use source::{Facts, ForkSize, Source};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,6 +39,8 @@ use zenith_pgformat::{Lsn, Oid, Tli};
 
 /// `SubscriptionRelationId` (catalog/pg_subscription.h), a shared and so a mapped catalog.
 const PG_SUBSCRIPTION: Oid = 6100;
+/// Databases whose relations are listed at the same time.
+const LISTED_PARALLEL: usize = 4;
 
 /// How a directory is written.
 #[derive(Clone)]
@@ -145,19 +148,22 @@ async fn prepare(
     small: BTreeMap<String, SmallFile>,
     root: &std::path::Path,
 ) -> Result<Prepared> {
-    let facts = source.facts().await?;
-    let tli = options.tli.unwrap_or(facts.tli.saturating_add(1));
-    let timelines = Timelines::read(source, &facts, tli, &options.reason).await?;
-    let (checkpoint, segments, control) = fabricate(source, &facts, tli, options.now).await?;
-    let databases = source.databases().await?;
-    let shared = source.relations(GLOBAL_TABLESPACE, 0).await?;
-    let shared_sizes = shared.iter().filter(|fork| fork.fork == zenith_pgformat::Fork::Main);
-    let shared_sizes = shared_sizes.map(|fork| (fork.node.rel, fork.blocks)).collect();
-    let mut relations = shared;
-    for (spc, db) in &databases {
-        relations.extend(source.relations(*spc, *db).await?);
-    }
-    let tablespaces = tablespaces::place(source.tablespaces().await?, &options.tablespaces, root)?;
+    // All at once: a store that is far away answers many questions together as fast as one.
+    let beginning = async {
+        let facts = source.facts().await?;
+        let tli = options.tli.unwrap_or(facts.tli.saturating_add(1));
+        let timelines = Timelines::read(source, &facts, tli, &options.reason);
+        let (timelines, fabricated) = futures::join!(timelines, fabricate(source, &facts, tli, options.now));
+        anyhow::Ok((tli, timelines?, fabricated?, facts))
+    };
+    let (beginning, listed, tablespaces) =
+        futures::join!(beginning, list_relations(source), source.tablespaces());
+    let (tli, timelines, (checkpoint, segments, control), facts) = beginning?;
+    let (databases, relations) = listed?;
+    let shared = relations.iter().filter(|fork| fork.node.spc == GLOBAL_TABLESPACE);
+    let shared = shared.filter(|fork| fork.fork == zenith_pgformat::Fork::Main);
+    let shared_sizes = shared.map(|fork| (fork.node.rel, fork.blocks)).collect();
+    let tablespaces = tablespaces::place(tablespaces?, &options.tablespaces, root)?;
     let files = small.into_iter().filter(|(path, _)| small_files::is_kept(path)).collect();
     let plan = Plan::new(relations);
     Ok(Prepared {
@@ -173,6 +179,16 @@ async fn prepare(
         plan,
         shared_sizes,
     })
+}
+
+/// The databases, and the forks of all relations, the shared ones first.
+async fn list_relations(source: &dyn Source) -> Result<(Vec<(Oid, Oid)>, Vec<ForkSize>)> {
+    let databases = source.databases().await?;
+    let places: Vec<(Oid, Oid)> = [(GLOBAL_TABLESPACE, 0)].into_iter().chain(databases.clone()).collect();
+    let listed = places.into_iter().map(async |(spc, db)| source.relations(spc, db).await);
+    let listed: Vec<Vec<ForkSize>> =
+        futures::stream::iter(listed).buffered(LISTED_PARALLEL).try_collect().await?;
+    Ok((databases, listed.into_iter().flatten().collect()))
 }
 
 /// The checkpoint's position, its record in its segments, and the control file that points to it.
@@ -205,22 +221,25 @@ async fn fill(
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Report> {
     let facts = &prepared.facts;
-    let shared_map = small_files::write_database(source, target, GLOBAL_TABLESPACE, 0)
-        .await?
-        .context("global/pg_filenode.map is not in the store: the base image is damaged")?;
-    for (spc, db) in &prepared.databases {
-        small_files::write_database(source, target, *spc, *db).await?;
+    // Relations are written into the directories of their databases.
+    for (spc, db) in [(GLOBAL_TABLESPACE, 0)].iter().chain(&prepared.databases) {
+        target.make_directory(&small_files::database_directory(*spc, *db))?;
     }
-    write_relations(source, options, target, &prepared, progress).await?;
-    let mut bytes = prepared.plan.bytes();
-    for slru in slru::wanted(facts) {
-        bytes += slru::write(source, target, facts, slru).await?;
-    }
-    let two_phase = small_files::write_two_phase(source, target, facts).await?;
+    // All of it is waited for, also after a failure: nothing may be written when the directory is being removed.
+    let (relations, shared_map, slrus, two_phase, origins) = futures::join!(
+        write_relations(source, options, target, &prepared, progress),
+        write_databases(source, target, &prepared.databases),
+        write_slrus(source, target, facts),
+        small_files::write_two_phase(source, target, facts),
+        small_files::write_origins(source, target)
+    );
+    relations?;
+    let (shared_map, two_phase) = (shared_map?, two_phase?);
+    let bytes = prepared.plan.bytes() + slrus?;
     let needs = Needs {
         parameters: facts.parameters,
         prepared: two_phase,
-        origins: small_files::write_origins(source, target).await?,
+        origins: origins?,
         subscriptions: may_have_subscriptions(&shared_map, &prepared.shared_sizes),
         archive_command: options.archive_command.clone(),
     };
@@ -228,8 +247,28 @@ async fn fill(
     small_files::write_kept(target, &prepared.files)?;
     prepared.timelines.write(target)?;
     write_wal(target, &prepared)?;
+    target.sync_files()?;
     target.write("global/pg_control", &prepared.control)?;
+    target.sync_files()?;
     Ok(report(&prepared, bytes, two_phase, changes))
+}
+
+/// Writes the databases' relation maps. Returns the shared one.
+async fn write_databases(source: &dyn Source, target: &Target, databases: &[(Oid, Oid)]) -> Result<RelMap> {
+    let shared = small_files::write_database(source, target, GLOBAL_TABLESPACE, 0)
+        .await?
+        .context("global/pg_filenode.map is not in the store: the base image is damaged")?;
+    for (spc, db) in databases {
+        small_files::write_database(source, target, *spc, *db).await?;
+    }
+    Ok(shared)
+}
+
+/// Writes the SLRUs. Returns the bytes written.
+async fn write_slrus(source: &dyn Source, target: &Target, facts: &Facts) -> Result<u64> {
+    let written = slru::wanted(facts).map(|slru| slru::write(source, target, facts, slru));
+    let written = futures::future::try_join_all(written).await?;
+    Ok(written.into_iter().sum())
 }
 
 /// The segments that the fabricated checkpoint lies in, in their full length, as PostgreSQL does: a full disk is noticed here

@@ -160,7 +160,7 @@ impl OpenFiles {
         OpenFiles { target, blocks: sizes.collect(), open: Mutex::default() }
     }
 
-    /// Checks and writes the pages of a batch; syncs and closes the files that are complete with it.
+    /// Checks and writes the pages of a batch; hands on the files that are complete with it.
     fn write(&self, work: &[(PageRange, Vec<RelFile>)], pages: &[Bytes], rules: PageRules) -> Result<()> {
         let _entered = self.target.enter()?;
         let count: u64 = work.iter().map(|(range, _)| u64::from(range.count)).sum();
@@ -186,11 +186,13 @@ impl OpenFiles {
         let offset = u64::from(range.first - file.first_block()) * BLCKSZ as u64;
         let path = || self.target.path(&open.path);
         open.file.write_all_at(bytes, offset).map_err(|error| explain(error, &path()))?;
+        self.target.begin_to_sync(&open.file, offset, bytes.len() as u64);
         let count = u64::from(range.count);
         let missing = open.missing.fetch_sub(count, Ordering::AcqRel) - count;
         if missing == 0 {
             self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&file);
-            self.target.sync_file(&open.file, &open.path)?;
+            let complete = open.file.try_clone().map_err(|error| explain(error, &path()))?;
+            self.target.complete(complete, &open.path)?;
         }
         Ok(())
     }

@@ -27,7 +27,7 @@ pub(crate) async fn write(source: &dyn Source, target: &Target, facts: &Facts, s
         }
         let mut file = target.create(&name, target.file_mode())?;
         file.write_all(&bytes).map_err(|error| explain(error, &target.path(&name)))?;
-        target.sync_file(&file, &name)?;
+        target.complete(file, &name)?;
         written += bytes.len() as u64;
     }
     Ok(written)

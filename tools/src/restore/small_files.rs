@@ -97,7 +97,7 @@ pub(crate) fn database_directory(spc: Oid, db: Oid) -> String {
     }
 }
 
-/// Makes a database's directory with its relation map, checked, and PG_VERSION. In tablespaces other than its own a
+/// Writes a database's relation map, checked, and PG_VERSION into its directory. In tablespaces other than its own a
 /// database has neither. Returns the map.
 pub(crate) async fn write_database(
     source: &dyn Source,
@@ -106,7 +106,6 @@ pub(crate) async fn write_database(
     db: Oid,
 ) -> Result<Option<RelMap>> {
     let directory = database_directory(spc, db);
-    target.make_directory(&directory)?;
     let Some(bytes) = source.rel_map(spc, db).await? else {
         return Ok(None);
     };

@@ -3,7 +3,9 @@
 use super::source::{Facts, ForkSize, PageRange, Source};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, BTreeSet};
+use tokio::task::JoinSet;
 use zenith_ingest::base::SmallFile;
 use zenith_layers::Slru;
 use zenith_pgformat::control::ControlFile;
@@ -13,6 +15,8 @@ use zenith_reader::{BlockRange, LastRecord, ReadError, Snapshot};
 
 /// The control file's path.
 const CONTROL: &str = "global/pg_control";
+/// Databases that are looked into at the same time.
+const PARALLEL: usize = 16;
 
 /// A snapshot at the end of a record.
 #[derive(Clone)]
@@ -92,13 +96,15 @@ impl Source for SnapshotSource {
             self.snapshot.databases().into_iter().map(|entry| (entry.spc, entry.db)).collect();
         let databases: BTreeSet<Oid> = known.iter().map(|(_, db)| *db).collect();
         let tablespaces = self.snapshot.tablespaces().await?;
-        for spc in tablespaces.into_iter().map(|(spc, _)| spc).chain([DEFAULT_TABLESPACE]) {
-            for db in &databases {
-                if !known.contains(&(spc, *db)) && self.is_used(spc, *db).await? {
-                    known.insert((spc, *db));
-                }
-            }
-        }
+        let spaces = tablespaces.into_iter().map(|(spc, _)| spc).chain([DEFAULT_TABLESPACE]);
+        let places = spaces.flat_map(|spc| databases.iter().map(move |db| (spc, *db)));
+        let unknown: Vec<(Oid, Oid)> = places.filter(|place| !known.contains(place)).collect();
+        let looked = unknown
+            .into_iter()
+            .map(async |place| anyhow::Ok(self.is_used(place.0, place.1).await?.then_some(place)));
+        let looked: Vec<Option<(Oid, Oid)>> =
+            futures::stream::iter(looked).buffered(PARALLEL).try_collect().await?;
+        known.extend(looked.into_iter().flatten());
         Ok(known.into_iter().collect())
     }
 
@@ -126,7 +132,13 @@ impl Source for SnapshotSource {
             from: first,
             count,
         });
-        Ok(self.snapshot.page_ranges(&ranges.collect::<Vec<_>>()).await?)
+        let (snapshot, ranges) = (self.snapshot.clone(), ranges.collect::<Vec<_>>());
+        // A task of its own: whoever waits for many batches at a time must not decode all of them on one thread. It ends with
+        // the set that owns it.
+        let mut task = JoinSet::new();
+        task.spawn(async move { snapshot.page_ranges(&ranges).await });
+        let read = task.join_next().await.context("no task reads the pages")?;
+        Ok(read.context("reading pages ended early")??)
     }
 
     async fn slru_segments(&self, slru: Slru) -> Result<Vec<(u32, u32)>> {
