@@ -3,14 +3,18 @@
 use crate::cache::Weighed;
 use crate::error::LayerError;
 use crate::page::PageRef;
-use crate::schema::{DETAIL_COLUMNS, GroupEntry, KEY_COLUMNS, PAYLOAD_COLUMN, Properties, row_schema};
+use crate::schema::{
+    CRC_COLUMN, DETAIL_COLUMNS, GroupEntry, KEY_COLUMNS, PAYLOAD_COLUMN, Properties, row_schema,
+};
 use bytes::{Buf, Bytes};
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
+use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::page_index::PageIndexProvider;
 use parquet::file::metadata::{
     ColumnChunkMask, PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData,
 };
+use parquet::file::page_index::offset_index::OffsetIndexMetaData;
 use parquet::file::reader::{ChunkReader, Length};
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,6 +23,8 @@ use zenith_manifest::{LayerEntry, LayerKind};
 
 /// The longest tail that is read: 128 MB of layer have about 1 MB of it.
 const TAIL_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of a CRC.
+pub(crate) const CRC_BYTES: u64 = 4;
 
 /// One row group of a layer.
 #[derive(Debug)]
@@ -31,6 +37,19 @@ pub(crate) struct Group {
     pub(crate) details: Range<u64>,
     /// Its payload pages, as positions in [`Footer::pages`].
     pub(crate) pages: Range<usize>,
+    /// Its pages of CRCs, as positions in [`Footer::crcs`].
+    crcs: Range<usize>,
+}
+
+/// The values of a data page of the `crc` column, which is neither encoded nor compressed: four bytes for each row.
+#[derive(Clone, Copy, Debug)]
+struct CrcPage {
+    /// Where the values begin in the object.
+    offset: u64,
+    /// Number of the first row, in the row group.
+    first_row: u32,
+    /// Number of rows.
+    rows: u32,
 }
 
 /// The footer of a layer, verified.
@@ -40,6 +59,8 @@ pub(crate) struct Footer {
     pub(crate) groups: Vec<Group>,
     /// The payload's data pages, in order.
     pub(crate) pages: Vec<PageRef>,
+    /// The CRCs' data pages, in order.
+    crcs: Vec<CrcPage>,
     /// The whole object, if it is small.
     whole: Option<Bytes>,
     /// For Parquet's reader; without the page indexes.
@@ -63,7 +84,8 @@ fn parquet_metadata(tail: &Bytes, entry: &LayerEntry) -> Result<ParquetMetaData,
     if entry.kind == LayerKind::Events {
         return Ok(metadata);
     }
-    for column in metadata.row_groups().iter().filter_map(|group| group.columns().get(PAYLOAD_COLUMN)) {
+    let columns = metadata.row_groups().iter().filter_map(|group| group.columns().get(CRC_COLUMN..));
+    for column in columns.flatten() {
         let in_tail = |offset: u64| usize::try_from(offset.checked_sub(entry.meta_offset)?).ok();
         let range = column.offset_index_range();
         let range = range.and_then(|range| Some(in_tail(range.start)?..in_tail(range.end)?));
@@ -72,7 +94,7 @@ fn parquet_metadata(tail: &Bytes, entry: &LayerEntry) -> Result<ParquetMetaData,
     let mut index = ParquetMetaDataReader::new_with_metadata(metadata)
         .with_column_index_policy(PageIndexPolicy::Skip)
         .with_offset_index_policy(PageIndexPolicy::Required)
-        .with_offset_index_mask(ColumnChunkMask::columns([PAYLOAD_COLUMN]));
+        .with_offset_index_mask(ColumnChunkMask::columns([CRC_COLUMN, PAYLOAD_COLUMN]));
     index.read_page_indexes_sized(tail, entry.bytes).map_err(text)?;
     index.finish().map_err(text)
 }
@@ -112,8 +134,8 @@ impl Footer {
         let index = metadata.page_index().cloned();
         // Parquet's reader must not take the page indexes for a reason to skip pages.
         let metadata = metadata.into_builder().set_page_index(None).build();
-        let (groups, pages) = if events {
-            (event_groups(&properties, &metadata, entry), Vec::new())
+        let (groups, pages, crcs) = if events {
+            (event_groups(&properties, &metadata, entry), Vec::new(), Vec::new())
         } else {
             let index = index.ok_or_else(|| damaged("it has no page index"))?;
             row_groups(&properties, &metadata, &*index, entry).unwrap_or_default()
@@ -130,9 +152,10 @@ impl Footer {
         let weight = size_of::<Footer>()
             + groups.capacity() * size_of::<Group>()
             + pages.capacity() * size_of::<PageRef>()
+            + crcs.capacity() * size_of::<CrcPage>()
             + whole.as_ref().map_or(0, Bytes::len)
             + arrow.metadata().memory_size();
-        Ok(Footer { groups, pages, whole, arrow, weight })
+        Ok(Footer { groups, pages, crcs, whole, arrow, weight })
     }
 
     /// Some bytes of the object, if it is small and they are here.
@@ -154,6 +177,28 @@ impl Footer {
         let after = pages.partition_point(|page| page.first_row <= row);
         let page = pages.get(after.checked_sub(1)?)?;
         (row - page.first_row < page.rows).then_some(range.start + after - 1)
+    }
+}
+
+impl Footer {
+    /// Where the CRCs of the rows of a payload page lie, in the rows' order.
+    pub(crate) fn crcs_of(&self, position: usize) -> Option<Vec<Range<u64>>> {
+        let page = self.pages.get(position)?;
+        let group = self.groups.partition_point(|group| group.pages.end <= position);
+        let crcs = self.crcs.get(self.groups.get(group)?.crcs.clone())?;
+        let (mut row, end) = (page.first_row, page.first_row.checked_add(page.rows)?);
+        let mut ranges = Vec::with_capacity(1);
+        for page in crcs.get(crcs.partition_point(|page| page.first_row <= row).checked_sub(1)?..)? {
+            let until = end.min(page.first_row.checked_add(page.rows)?);
+            if row >= end {
+                break;
+            }
+            let at =
+                |row: u32| page.offset.checked_add(u64::from(row.checked_sub(page.first_row)?) * CRC_BYTES);
+            ranges.push(at(row)?..at(until)?);
+            row = until;
+        }
+        (row == end).then_some(ranges)
     }
 }
 
@@ -204,7 +249,7 @@ fn event_groups(properties: &Properties, metadata: &ParquetMetaData, entry: &Lay
     let groups = pairs.map_while(|(group, row_group)| {
         let keys = span(row_group, 0..row_group.num_columns(), entry.meta_offset)?;
         let same_rows = row_group.num_rows() == i64::from(group.rows);
-        same_rows.then_some(Group { entry: *group, keys, details: 0..0, pages: 0..0 })
+        same_rows.then_some(Group { entry: *group, keys, details: 0..0, pages: 0..0, crcs: 0..0 })
     });
     groups.collect()
 }
@@ -214,8 +259,8 @@ fn row_groups(
     metadata: &ParquetMetaData,
     index: &dyn PageIndexProvider,
     entry: &LayerEntry,
-) -> Option<(Vec<Group>, Vec<PageRef>)> {
-    let (mut groups, mut pages) = (Vec::new(), Vec::new());
+) -> Option<(Vec<Group>, Vec<PageRef>, Vec<CrcPage>)> {
+    let (mut groups, mut pages, mut crcs) = (Vec::new(), Vec::new(), Vec::new());
     let details_end = KEY_COLUMNS.len() + DETAIL_COLUMNS.len();
     for (number, (group, row_group)) in properties.groups.iter().zip(metadata.row_groups()).enumerate() {
         if row_group.num_rows() != i64::from(group.rows) || row_group.num_columns() != PAYLOAD_COLUMN + 1 {
@@ -226,16 +271,52 @@ fn row_groups(
         let payload = span(row_group, PAYLOAD_COLUMN..PAYLOAD_COLUMN + 1, entry.meta_offset)?;
         let first = pages.len();
         push_pages(&mut pages, index.offset_index(number, PAYLOAD_COLUMN)?, group.rows, &payload)?;
-        groups.push(Group { entry: *group, keys, details, pages: first..pages.len() });
+        let first_crc = crcs.len();
+        let crc = row_group.column(CRC_COLUMN);
+        if crc.compression() != Compression::UNCOMPRESSED {
+            return None;
+        }
+        let chunk = span(row_group, CRC_COLUMN..CRC_COLUMN + 1, entry.meta_offset)?;
+        push_crcs(&mut crcs, index.offset_index(number, CRC_COLUMN)?, group.rows, &chunk)?;
+        let (pages, crcs) = (first..pages.len(), first_crc..crcs.len());
+        groups.push(Group { entry: *group, keys, details, pages, crcs });
     }
     pages.shrink_to_fit();
-    Some((groups, pages))
+    crcs.shrink_to_fit();
+    Some((groups, pages, crcs))
+}
+
+/// Adds the pages of CRCs of one row group, which must cover all its rows and lie, one after the other, in their chunk.
+fn push_crcs(
+    crcs: &mut Vec<CrcPage>,
+    index: &OffsetIndexMetaData,
+    rows: u32,
+    chunk: &Range<u64>,
+) -> Option<()> {
+    let locations = index.page_locations();
+    if locations.first()?.first_row_index != 0 {
+        return None;
+    }
+    let ends = locations.iter().skip(1).map(|next| next.first_row_index).chain([i64::from(rows)]);
+    let mut at = chunk.start;
+    for (location, end) in locations.iter().zip(ends) {
+        let first_row = u32::try_from(location.first_row_index).ok()?;
+        let rows = u32::try_from(end.checked_sub(location.first_row_index)?).ok()?;
+        if u64::try_from(location.offset).ok()? != at || rows == 0 {
+            return None;
+        }
+        // A header of some bytes, then the values.
+        at = at.checked_add(u64::try_from(location.compressed_page_size).ok()?)?;
+        let offset = at.checked_sub(u64::from(rows) * CRC_BYTES).filter(|offset| *offset > chunk.start)?;
+        crcs.push(CrcPage { offset, first_row, rows });
+    }
+    (at == chunk.end).then_some(())
 }
 
 /// Adds the pages of one row group: they must cover all its rows and lie, one after the other, in its payload chunk.
 fn push_pages(
     pages: &mut Vec<PageRef>,
-    index: &parquet::file::page_index::offset_index::OffsetIndexMetaData,
+    index: &OffsetIndexMetaData,
     rows: u32,
     payload: &Range<u64>,
 ) -> Option<()> {

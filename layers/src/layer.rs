@@ -54,7 +54,9 @@ fn decoded_max(rows: usize) -> u64 {
     (rows as u64).saturating_mul(1024).min(COLUMNS_BYTES_MAX) + (64 << 10)
 }
 
-type Fetch<'a> = Shared<BoxFuture<'a, Result<Bytes, LayerError>>>;
+/// Parts of an object, each with its offset.
+type Parts = Arc<[(u64, Bytes)]>;
+type Fetch<'a> = Shared<BoxFuture<'a, Result<Parts, LayerError>>>;
 
 impl Layer {
     pub(crate) fn new(
@@ -133,6 +135,14 @@ impl Layer {
         if fits { Ok(()) } else { Err(self.damaged("its keys contradict its footer")) }
     }
 
+    /// The key columns of a row group, if they are in the cache.
+    pub(crate) async fn cached_keys(&self, group: u32) -> Option<Arc<GroupKeys>> {
+        match self.store.cached_part(IndexKey::Keys(self.entry.id, group)).await? {
+            IndexPart::Keys(keys) => Some(keys),
+            _ => None,
+        }
+    }
+
     async fn details(&self, group: u32) -> Result<Arc<GroupDetails>, LayerError> {
         let load = async move {
             let about = self.group(group)?;
@@ -190,13 +200,16 @@ impl Layer {
         if batch.num_rows() == rows { Ok(batch) } else { Err(unreadable("rows are missing".to_owned())) }
     }
 
-    /// The rows of some places, in the order given: one wave of requests, near ones joined.
-    pub(crate) async fn fetch(&self, picks: &[Pick]) -> Result<Vec<Row>, LayerError> {
+    /// The rows of some places, in the order given: one wave of requests, near ones joined. Without `sources` nothing is
+    /// read of where they come from.
+    pub(crate) async fn fetch(&self, picks: &[Pick], sources: bool) -> Result<Vec<Row>, LayerError> {
         let mut pages = BTreeSet::new();
         let mut groups = BTreeSet::new();
         for pick in picks {
             pages.insert(self.page_of(pick)?);
-            groups.insert(pick.group);
+            if sources {
+                groups.insert(pick.group);
+            }
         }
         let details = try_join_all(
             groups.into_iter().map(|group| self.details(group).map_ok(move |details| (group, details))),
@@ -207,11 +220,15 @@ impl Layer {
         for pick in picks {
             let position = self.page_of(pick)?;
             let block = blocks.get(&position).zip(self.footer.pages.get(position));
-            let details = details.get(&pick.group).and_then(|details| details.get(pick.found.row));
-            let (Some((block, page)), Some(details)) = (block, details) else {
+            let source = match details.get(&pick.group) {
+                Some(details) => details.get(pick.found.row).map(|(source, _)| source),
+                None => Some(Source::NONE),
+            };
+            let (Some((block, page)), Some(source)) = (block, source) else {
                 return Err(self.damaged(format!("{} at {} is missing", pick.found.key, pick.found.lsn)));
             };
-            rows.push(self.row(&pick.found, details, block, page)?);
+            let crc = pick.found.row.checked_sub(page.first_row).and_then(|row| block.crc(row));
+            rows.push(self.row(&pick.found, source, crc, block, page)?);
         }
         Ok(rows)
     }
@@ -231,13 +248,14 @@ impl Layer {
     fn row(
         &self,
         found: &Found,
-        (source, crc): (Source, u32),
+        source: Source,
+        crc: Option<u32>,
         block: &Block,
         page: &PageRef,
     ) -> Result<Row, LayerError> {
         let Found { key, lsn, row, kind } = *found;
         let payload = row.checked_sub(page.first_row).and_then(|row| block.get(row));
-        let Some(payload) = payload.filter(|payload| row_crc(&key, lsn, kind, payload) == crc) else {
+        let Some(payload) = payload.filter(|payload| Some(row_crc(&key, lsn, kind, payload)) == crc) else {
             return Err(self.damaged(format!("the CRC of {key} at {lsn} is wrong")));
         };
         match Value::from_parts(kind, payload) {
@@ -261,10 +279,18 @@ impl Layer {
         }
         let mut loads = Vec::with_capacity(missing.len());
         for (span, members) in join_near(&missing) {
+            let mut ranges = vec![span];
+            let mut crcs = Vec::with_capacity(members.len());
+            for (position, _) in &members {
+                let found = self.footer.crcs_of(*position);
+                let found = found.ok_or_else(|| self.damaged(format!("page {position} has no CRCs")))?;
+                ranges.extend(found.iter().cloned());
+                crcs.push(found);
+            }
             // Started by the first page that has to be loaded; pages that someone else is loading do not start it.
-            let fetch: Fetch<'_> = self.read(span.clone()).boxed().shared();
-            for (position, page) in members {
-                let load = self.load_block(fetch.clone(), span.start, page).boxed();
+            let fetch: Fetch<'_> = self.read_all(ranges).boxed().shared();
+            for ((position, page), crcs) in members.into_iter().zip(crcs) {
+                let load = self.load_block(fetch.clone(), page, crcs).boxed();
                 let block = self.store.block(self.block_key(position), load);
                 loads.push(block.map_ok(move |block| (position, block)));
             }
@@ -277,18 +303,43 @@ impl Layer {
         (self.entry.id, u32::try_from(position).unwrap_or(u32::MAX))
     }
 
+    /// Ranges of the object in any order, at the same time, near ones joined.
+    async fn read_all(&self, mut ranges: Vec<Range<u64>>) -> Result<Parts, LayerError> {
+        ranges.sort_unstable_by_key(|range| range.start);
+        let mut spans: Vec<Range<u64>> = Vec::new();
+        for range in ranges {
+            match spans.last_mut() {
+                Some(last) if range.start.saturating_sub(last.end) <= GAP_BYTES_MAX => {
+                    last.end = last.end.max(range.end);
+                }
+                _ => spans.push(range),
+            }
+        }
+        let reads = spans.into_iter().map(|span| {
+            let start = span.start;
+            self.read(span).map_ok(move |bytes| (start, bytes))
+        });
+        Ok(try_join_all(reads).await?.into())
+    }
+
     async fn load_block(
         &self,
         fetch: Fetch<'_>,
-        start: u64,
         page: PageRef,
+        crcs: Vec<Range<u64>>,
     ) -> Result<Arc<Block>, LayerError> {
-        let bytes = fetch.await?;
-        self.decode_block(&bytes, start, &page).map(Arc::new)
+        let parts = fetch.await?;
+        let missing = || self.damaged("a payload page lies outside what was read");
+        let end = page.offset.saturating_add(u64::from(page.size));
+        let stored = part_of(&parts, &(page.offset..end)).ok_or_else(missing)?;
+        let block = self.decode_block(stored, page.offset, &page)?;
+        let crcs: Option<Vec<&[u8]>> = crcs.iter().map(|range| part_of(&parts, range)).collect();
+        let block = block.with_crcs(crcs.ok_or_else(missing)?.into_iter());
+        Ok(Arc::new(block.ok_or_else(missing)?))
     }
 
     /// A page out of bytes that begin at `start` of the object.
-    fn decode_block(&self, bytes: &Bytes, start: u64, page: &PageRef) -> Result<Block, LayerError> {
+    fn decode_block(&self, bytes: &[u8], start: u64, page: &PageRef) -> Result<Block, LayerError> {
         let from = page.offset.checked_sub(start).and_then(|from| usize::try_from(from).ok());
         let stored = from.and_then(|from| bytes.get(from..from.checked_add(page.size as usize)?));
         let stored = stored.ok_or_else(|| self.damaged("a payload page lies outside what was read"))?;
@@ -312,7 +363,8 @@ impl Layer {
             let block = self.decode_block(&bytes, first.offset, page)?;
             for found in found.by_ref().take(page.rows as usize) {
                 let details = details.get(found.row).ok_or_else(|| self.damaged("rows are missing"))?;
-                rows.push(self.row(&found, details, &block, page)?);
+                let (source, crc) = details;
+                rows.push(self.row(&found, source, Some(crc), &block, page)?);
             }
         }
         Ok(rows)
@@ -348,6 +400,14 @@ impl Layer {
         }
         Ok(events)
     }
+}
+
+/// The bytes of a range out of the parts that hold it.
+fn part_of<'a>(parts: &'a [(u64, Bytes)], range: &Range<u64>) -> Option<&'a [u8]> {
+    let after = parts.partition_point(|(start, _)| *start <= range.start);
+    let (start, bytes) = parts.get(after.checked_sub(1)?)?;
+    let at = |offset: u64| usize::try_from(offset.checked_sub(*start)?).ok();
+    bytes.get(at(range.start)?..at(range.end)?)
 }
 
 type Members = Vec<(usize, PageRef)>;

@@ -17,6 +17,7 @@ mod merge;
 mod object;
 mod packed;
 mod page;
+mod point;
 pub mod reader;
 pub mod row;
 pub mod schema;

@@ -153,6 +153,9 @@ impl LayerStore {
     pub async fn open(self: &Arc<Self>, entry: &Arc<LayerEntry>) -> Result<Layer, LayerError> {
         let path = self.paths.layer(entry.id);
         let key = IndexKey::Footer(entry.id);
+        if let Some(IndexPart::Footer(footer)) = self.cached_part(key).await {
+            return Ok(Layer::new(Arc::clone(self), Arc::clone(entry), path, footer));
+        }
         let load = self.load_footer(&path, entry).boxed();
         match self.index_part(key, load).await? {
             IndexPart::Footer(footer) => Ok(Layer::new(Arc::clone(self), Arc::clone(entry), path, footer)),
@@ -173,6 +176,10 @@ impl LayerStore {
         // The semaphore is never closed.
         let _permit = self.caches.inner.requests.acquire().await.ok();
         zenith_store::get_range(&*self.store, path, range).await.map_err(LayerError::reading)
+    }
+
+    pub(crate) async fn cached_part(&self, key: IndexKey) -> Option<IndexPart> {
+        self.caches.inner.index.get(&key).await
     }
 
     pub(crate) async fn index_part(

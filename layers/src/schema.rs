@@ -26,6 +26,8 @@ pub(crate) const KEY_COLUMNS: [&str; 8] =
     ["class", "spcnode", "dbnode", "relnode", "fork", "block", "lsn", "kind"];
 /// Columns that only a row that was found needs, apart from its payload. They follow and lie together.
 pub(crate) const DETAIL_COLUMNS: [&str; 5] = ["rmgr", "info", "xid", "length", "crc"];
+/// Position of the `crc` column, the last of the details.
+pub(crate) const CRC_COLUMN: usize = PAYLOAD_COLUMN - 1;
 /// Position of the `payload` column, the last.
 pub(crate) const PAYLOAD_COLUMN: usize = KEY_COLUMNS.len() + DETAIL_COLUMNS.len();
 /// The columns that rows are sorted by: key and LSN.

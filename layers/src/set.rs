@@ -60,6 +60,8 @@ pub struct EventLayer {
 #[derive(Clone, Debug)]
 pub struct LayerSet {
     inner: Arc<Inner>,
+    /// Whether rows say where they come from.
+    pub(crate) sources: bool,
 }
 
 #[derive(Debug)]
@@ -102,7 +104,8 @@ impl LayerSet {
     ) -> Result<LayerSet, LayerError> {
         let entries: Vec<Arc<LayerEntry>> = entries.into_iter().map(Into::into).collect();
         let stores = vec![store; entries.len()];
-        Ok(LayerSet { inner: Arc::new(Inner { map: LayerMap::new(entries)?, stores, parent }) })
+        let inner = Arc::new(Inner { map: LayerMap::new(entries)?, stores, parent });
+        Ok(LayerSet { inner, sources: true })
     }
 
     /// The same set with layers of another store added: WAL that was sliced into a local folder, or layers that
@@ -117,7 +120,14 @@ impl LayerSet {
         let mut stores = self.inner.stores.clone();
         stores.resize(all.len(), store);
         let parent = self.inner.parent.clone();
-        Ok(LayerSet { inner: Arc::new(Inner { map: LayerMap::new(all)?, stores, parent }) })
+        let inner = Arc::new(Inner { map: LayerMap::new(all)?, stores, parent });
+        Ok(LayerSet { inner, sources: self.sources })
+    }
+
+    /// The same set, whose rows do not say where they come from ([`crate::Source::NONE`]): that much less is read.
+    #[must_use]
+    pub fn without_sources(&self) -> LayerSet {
+        LayerSet { inner: Arc::clone(&self.inner), sources: false }
     }
 
     /// The entries of this timeline (not of its ancestors), in the order given.
@@ -184,7 +194,7 @@ impl LayerSet {
         let mut candidates = search(&layers, &ranges, true).await?;
         sort_newest_first(&mut candidates);
         cut_histories(&mut candidates, |layer| object_of(&layers, layer))?;
-        Ok(histories(fetch(&layers, &candidates).await?))
+        Ok(histories(fetch(&layers, &candidates, self.sources).await?))
     }
 
     /// As [`LayerSet::history`] for as many keys from the start of `range` as have about `max_rows` rows: a wide
@@ -216,7 +226,7 @@ impl LayerSet {
                 rest = after(&last, &KeyRange { first: range.first, last: end });
             }
         }
-        Ok(HistoryChunk { histories: histories(fetch(&layers, &candidates).await?), rest })
+        Ok(HistoryChunk { histories: histories(fetch(&layers, &candidates, self.sources).await?), rest })
     }
 
     /// The layers that a history may have rows in.
@@ -253,7 +263,7 @@ impl LayerSet {
         let mut candidates = search(&layers, &ranges, false).await?;
         candidates.sort_unstable_by_key(|row| (row.found.key, row.found.lsn));
         no_overlap(&candidates, |layer| object_of(&layers, layer))?;
-        fetch(&layers, &candidates).await
+        fetch(&layers, &candidates, self.sources).await
     }
 
     /// The events layers that may hold events with `after < lsn <= upto`, ancestors' included, oldest first.
@@ -395,7 +405,11 @@ fn after(key: &Key, range: &KeyRange) -> Option<KeyRange> {
 }
 
 /// The rows of the candidates, in their order: one wave of requests.
-pub(crate) async fn fetch(layers: &[Opened], candidates: &[Candidate]) -> Result<Vec<Row>, LayerError> {
+pub(crate) async fn fetch(
+    layers: &[Opened],
+    candidates: &[Candidate],
+    sources: bool,
+) -> Result<Vec<Row>, LayerError> {
     let mut by_layer: BTreeMap<u32, (Vec<usize>, Vec<Pick>)> = BTreeMap::new();
     for (place, row) in candidates.iter().enumerate() {
         let (places, picks) = by_layer.entry(row.layer).or_default();
@@ -404,7 +418,7 @@ pub(crate) async fn fetch(layers: &[Opened], candidates: &[Candidate]) -> Result
     }
     let waves = by_layer.into_iter().filter_map(|(number, (places, picks))| {
         let layer = layers.get(number as usize)?.layer.clone();
-        Some(async move { Ok::<_, LayerError>((places, layer.fetch(&picks).await?)) })
+        Some(async move { Ok::<_, LayerError>((places, layer.fetch(&picks, sources).await?)) })
     });
     let mut rows: Vec<Option<Row>> = Vec::new();
     rows.resize_with(candidates.len(), || None);

@@ -110,7 +110,7 @@ impl LayerSet {
         let mut lowest = search(&layers, spans, limit.rows.max(1)).await?;
         lowest.end(|layer| object_of(&layers, layer))?;
         lowest.shorten(&layers, limit.bytes)?;
-        let rows = fetch(&layers, &lowest.kept).await?;
+        let rows = fetch(&layers, &lowest.kept, self.sources).await?;
         let rest = lowest.bound.map_or_else(Vec::new, |bound| rest_of(spans, bound));
         Ok(RowChunk { rows, rest })
     }
@@ -124,15 +124,15 @@ fn rest_of(spans: &[Span], (key, lsn): (Key, Lsn)) -> Vec<Span> {
 
 /// A row group to look into.
 #[derive(Debug)]
-struct Touched {
-    layer: u32,
-    number: u32,
+pub(crate) struct Touched {
+    pub(crate) layer: u32,
+    pub(crate) number: u32,
     /// Which of the keys asked for may be in it.
     asked: Range<usize>,
 }
 
 /// The row groups that may hold rows of some ranges of keys, which ascend and share no key.
-fn touched(layers: &[Opened], bounds: &[(KeyBytes, KeyBytes)]) -> Vec<Touched> {
+pub(crate) fn touched(layers: &[Opened], bounds: &[(KeyBytes, KeyBytes)]) -> Vec<Touched> {
     let mut touched = Vec::new();
     for (layer, opened) in (0u32..).zip(layers) {
         for (number, about) in (0u32..).zip(opened.layer.group_table()) {

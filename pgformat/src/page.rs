@@ -154,8 +154,13 @@ fn checksum_by_lanes(page: &Page, block: u32) -> u16 {
 pub fn set_checksum(page: &mut Page, block: u32) {
     if !is_new(page) {
         let checksum = checksum(page, block);
-        le::put(page, CHECKSUM_OFFSET, &checksum.to_le_bytes());
+        put_checksum(page, checksum);
     }
+}
+
+/// Puts this checksum on a page that is not new.
+pub fn put_checksum(page: &mut Page, checksum: u16) {
+    le::put(page, CHECKSUM_OFFSET, &checksum.to_le_bytes());
 }
 
 /// What PostgreSQL checks when it reads a page (`PageIsVerifiedExtended`): all zeros, or a sane header and, in a

@@ -58,14 +58,46 @@ impl Run {
 #[derive(Debug)]
 pub(crate) struct Build {
     key: Key,
-    page: Option<Box<Page>>,
+    page: Option<Known>,
     runs: VecDeque<Run>,
+}
+
+/// A page as far as it is built.
+#[derive(Debug)]
+enum Known {
+    /// As it was stored: 8192 bytes.
+    Stored(Bytes),
+    /// Changed since.
+    Changed(Box<Page>),
+}
+
+impl Known {
+    const ZEROS: Known = Known::Stored(Bytes::from_static(&ZEROS));
+
+    /// The page, to be changed.
+    fn changed(self) -> Box<Page> {
+        match self {
+            Known::Stored(bytes) => {
+                let page: Option<&Page> = bytes.as_ref().try_into().ok();
+                // Only whole pages are kept.
+                page.map_or_else(|| Box::new(ZEROS), |page| Box::new(*page))
+            }
+            Known::Changed(page) => page,
+        }
+    }
+
+    fn into_bytes(self) -> Bytes {
+        match self {
+            Known::Stored(bytes) => bytes,
+            Known::Changed(page) => Bytes::from_owner(page as Box<[u8]>),
+        }
+    }
 }
 
 impl Build {
     /// A page that nothing was added to yet.
     pub(crate) fn new(key: Key, begins: Begins) -> Build {
-        let page = (begins == Begins::Zeros).then(|| Box::new(ZEROS));
+        let page = (begins == Begins::Zeros).then_some(Known::ZEROS);
         Build { key, page, runs: VecDeque::new() }
     }
 
@@ -86,7 +118,7 @@ impl Build {
         let change = match value {
             Value::Page(bytes) => {
                 self.runs.clear();
-                self.page = Some(decode_page(key, lsn, &bytes)?);
+                self.page = Some(stored_page(key, lsn, bytes)?);
                 return Ok(());
             }
             Value::InitRecord(raw) => {
@@ -120,7 +152,7 @@ impl Build {
                     node: run.target.node(),
                     fork,
                     block: run.target.block,
-                    base: self.page.take().map(|page| Bytes::from_owner(page as Box<[u8]>)),
+                    base: self.page.take().map(Known::into_bytes),
                     changes: run.changes,
                     hint_bits_logged: run.hints_logged,
                 }));
@@ -134,7 +166,7 @@ impl Build {
 
     /// The page after the changes of the last request.
     pub(crate) fn took(&mut self, page: Box<Page>) {
-        self.page = Some(page);
+        self.page = Some(Known::Changed(page));
     }
 
     /// The page, once all rows are in and [`Build::next_request`] has answered `None`.
@@ -146,42 +178,56 @@ impl Build {
     /// The page as it is, for pages without header.
     pub(crate) fn into_bytes(self, upto: Lsn) -> Result<Bytes, ReadError> {
         let lost = ReadError::LostBase { key: self.key, lsn: upto };
-        self.page.map(|page| Bytes::from_owner(page as Box<[u8]>)).ok_or(lost)
+        self.page.map(Known::into_bytes).ok_or(lost)
     }
 
     fn edit(&mut self, lsn: Lsn, bytes: &[u8]) -> Result<(), ReadError> {
         let edit = Edit::decode(bytes).map_err(|error| bad(self.key, lsn, error.to_string()))?;
-        let Some(page) = self.page.as_mut() else {
-            return Err(ReadError::LostBase { key: self.key, lsn });
-        };
-        edit.apply(page, lsn).map_err(|error| bad(self.key, lsn, error.to_string()))
+        let page = self.page.take().ok_or(ReadError::LostBase { key: self.key, lsn })?;
+        let mut page = page.changed();
+        edit.apply(&mut page, lsn).map_err(|error| bad(self.key, lsn, error.to_string()))?;
+        self.page = Some(Known::Changed(page));
+        Ok(())
     }
 }
 
 /// What PostgreSQL may be given (facts/stock-postgres.md §5): nothing newer than what was asked for, and with a
 /// checksum of its own where the cluster has them, because rebuilt pages carry a stale one.
-fn finish(key: Key, mut built: Box<Page>, upto: Lsn, checksums: bool) -> Result<Bytes, ReadError> {
-    if page::is_all_zeros(&built) {
+fn finish(key: Key, built: Known, upto: Lsn, checksums: bool) -> Result<Bytes, ReadError> {
+    let page: &Page = match &built {
+        Known::Stored(bytes) => bytes
+            .as_ref()
+            .try_into()
+            .map_err(|_| bad(key, upto, format!("a page of {} bytes", bytes.len())))?,
+        Known::Changed(page) => page,
+    };
+    if page::is_all_zeros(page) {
         return Ok(Bytes::from_static(&ZEROS));
     }
-    let page_lsn = page::lsn(&built);
+    let page_lsn = page::lsn(page);
     if page_lsn > upto {
         return Err(ReadError::PageFromTheFuture { key, page_lsn, lsn: upto });
     }
-    if checksums {
-        page::set_checksum(&mut built, key.block);
+    // A page of a base image has its checksum.
+    if !checksums || page::is_new(page) {
+        return Ok(built.into_bytes());
     }
-    Ok(Bytes::from_owner(built as Box<[u8]>))
+    let checksum = page::checksum(page, key.block);
+    if page::PageHeader::decode(page).checksum == checksum {
+        return Ok(built.into_bytes());
+    }
+    let mut page = built.changed();
+    page::put_checksum(&mut page, checksum);
+    Ok(Known::Changed(page).into_bytes())
 }
 
 /// The payload of [`Value::Page`].
-fn decode_page(key: Key, lsn: Lsn, bytes: &[u8]) -> Result<Box<Page>, ReadError> {
-    if bytes.is_empty() {
-        return Ok(Box::new(ZEROS));
+fn stored_page(key: Key, lsn: Lsn, bytes: Bytes) -> Result<Known, ReadError> {
+    match bytes.len() {
+        0 => Ok(Known::ZEROS),
+        BLCKSZ => Ok(Known::Stored(bytes)),
+        length => Err(bad(key, lsn, format!("a page of {length} bytes"))),
     }
-    let page: Result<Page, _> = bytes.try_into();
-    let length = bytes.len();
-    page.map(Box::new).map_err(|_| bad(key, lsn, format!("a page of {length} bytes")))
 }
 
 #[cfg(test)]

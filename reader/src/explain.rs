@@ -100,7 +100,8 @@ impl Snapshot {
         let blocks = plan.blocks;
         let lines = self.locate(&[Wanted { node, plan, block }]).await?;
         let mut rows: Vec<ExplainedRow> = Vec::new();
-        let builds = self.replay(&lines, &mut |row| rows.push(explain_row(row))).await?;
+        let layers = self.timeline().layers();
+        let builds = self.replay(layers, &lines, &mut |row| rows.push(explain_row(row))).await?;
         let lost = ReadError::LostBase { key: Key::rel_block(node, fork, block), lsn: self.lsn() };
         let page = self.finish(builds)?.pop().ok_or(lost)?;
         let zeros = lines.iter().any(|line| line.begins == Begins::Zeros);

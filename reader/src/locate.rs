@@ -52,7 +52,7 @@ impl Wanted {
     }
 
     /// Free-space maps are hints that redo cannot reproduce: the newest image is served, whatever came after it.
-    fn is_hint(&self) -> bool {
+    pub(crate) fn is_hint(&self) -> bool {
         self.plan.fork == Fork::Fsm
     }
 
@@ -107,7 +107,7 @@ impl Snapshot {
             }
             for (upto, searches) in by_upto {
                 let ranges = ranges_of(searches.iter().map(|(key, _)| *key).collect());
-                let starts = self.inner.timeline.layers().starts(&ranges, upto, self.mode(upto)).await?;
+                let starts = self.inner.timeline.values().starts(&ranges, upto, self.mode(upto)).await?;
                 let starts: BTreeMap<Key, Lsn> = starts.into_iter().collect();
                 for (key, search) in searches {
                     search.settle(depth, starts.get(&key).copied());

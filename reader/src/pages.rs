@@ -2,14 +2,14 @@
 
 use crate::assemble::Build;
 use crate::error::ReadError;
-use crate::locate::Wanted;
+use crate::locate::{Begins, Wanted};
 use crate::options::{CachedPage, PageKey};
 use crate::plan::ForkPlan;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{CachedPlan, Snapshot};
 use bytes::Bytes;
 use std::sync::Arc;
-use zenith_layers::Key;
-use zenith_pgformat::{Fork, RelNode};
+use zenith_layers::{Key, Row};
+use zenith_pgformat::{Fork, Lsn, RelNode};
 
 /// The most blocks that [`Snapshot::pages`] reads at once: 8 MB of pages.
 pub const MAX_BLOCKS: u32 = 1024;
@@ -34,8 +34,6 @@ impl Snapshot {
     /// [`ReadError::NoSuchRelation`], [`ReadError::NoSuchBlock`]; [`ReadError::LostBase`] and others that name the
     /// page and LSN when it cannot be built (I9).
     pub async fn page(&self, node: RelNode, fork: Fork, block: u32) -> Result<Bytes, ReadError> {
-        let plan = self.plan_of(node, fork).await?;
-        self.check_block(node, &plan, block)?;
         let key = Key::rel_block(node, fork, block);
         let cached = PageKey {
             timeline: self.inner.timeline.id(),
@@ -43,12 +41,55 @@ impl Snapshot {
             key,
             lsn: self.inner.lsn,
         };
-        let load = Box::pin(async {
-            let mut pages = self.read(&[Wanted { node, plan, block }]).await?;
-            pages.pop().map(CachedPage).ok_or(ReadError::LostBase { key, lsn: self.inner.lsn })
-        });
-        let page = self.inner.timeline.caches().pages.get_or_load(cached, load).await;
+        let pages = &self.inner.timeline.caches().pages;
+        if let Some(page) = pages.get(&cached).await {
+            return Ok(page.0);
+        }
+        let (plan, ahead) = match self.inner.plans.get(&(node, fork)).await {
+            Some(CachedPlan(Some(plan))) => (plan, None),
+            // One wave of requests for the relation's size and what is most probably the page's history.
+            _ => {
+                let ahead = self.newest_rows(key, Lsn::INVALID, self.inner.lsn);
+                let (plan, ahead) = futures::join!(self.plan_of(node, fork), ahead);
+                // What went wrong will do so again if it matters: the rows may be none of this relation's.
+                (plan?, ahead.ok().flatten())
+            }
+        };
+        self.check_block(node, &plan, block)?;
+        let load =
+            Box::pin(async { self.read_one(Wanted { node, plan, block }, ahead).await.map(CachedPage) });
+        let page = pages.get_or_load(cached, load).await;
         page.map(|page| page.0).map_err(ReadError::Shared)
+    }
+
+    /// One page: mostly its history is short and lies in the fork's own scope, so that one look at the layers finds it.
+    async fn read_one(&self, wanted: Wanted, ahead: Option<Vec<Row>>) -> Result<Bytes, ReadError> {
+        let scope = wanted.plan.scopes.first().filter(|_| !wanted.is_hint());
+        if let Some(scope) = scope {
+            let (from, _) = scope.block_floor(wanted.block).judge(None);
+            let rows = match ahead {
+                // Rows that begin earlier are those of another relation of the same number, or were cut off.
+                Some(rows) => Some(rows).filter(|rows| rows.first().is_some_and(|row| row.lsn >= from)),
+                None => self.newest_rows(wanted.key(), from, scope.upto).await?,
+            };
+            if let Some(rows) = rows {
+                let mut build = [Build::new(wanted.key(), Begins::Row)];
+                for row in rows {
+                    build[0].add(row, &self.inner.hints)?;
+                }
+                self.redo(&mut build).await?;
+                let [build] = build;
+                return build.done(self.inner.lsn, self.data_checksums());
+            }
+        }
+        let pages = self.read(std::slice::from_ref(&wanted)).await?;
+        pages.into_iter().next().ok_or(ReadError::LostBase { key: wanted.key(), lsn: self.inner.lsn })
+    }
+
+    async fn newest_rows(&self, key: Key, from: Lsn, upto: Lsn) -> Result<Option<Vec<Row>>, ReadError> {
+        let timeline = &self.inner.timeline;
+        let (mode, limit) = (self.mode(upto), timeline.row_limit());
+        Ok(timeline.values().newest_history(key, from, upto, mode, limit).await?)
     }
 
     /// The pages `from..from + count`, at most [`MAX_BLOCKS`]: one scan of the layers and one batch of redo rather than
@@ -96,7 +137,8 @@ impl Snapshot {
 
     async fn read(&self, wanted: &[Wanted]) -> Result<Vec<Bytes>, ReadError> {
         let lines = self.locate(wanted).await?;
-        self.finish(self.replay(&lines, &mut |_| {}).await?)
+        let values = self.inner.timeline.values();
+        self.finish(self.replay(values, &lines, &mut |_| {}).await?)
     }
 
     pub(crate) fn finish(&self, builds: Vec<Build>) -> Result<Vec<Bytes>, ReadError> {

@@ -61,7 +61,7 @@ impl Snapshot {
     ) -> Result<(), ReadError> {
         let mut range = Some(KeyRange::database(KeyClass::RelSize, spc, db));
         while let Some(part) = range {
-            let layers = self.inner.timeline.layers();
+            let layers = self.inner.timeline.values();
             let chunk = layers.history_chunk(part, upto, self.mode(upto), MAX_ROWS).await?;
             for row in chunk.histories.into_iter().filter_map(|history| history.rows.into_iter().next()) {
                 if row.lsn < database.created {
@@ -155,7 +155,7 @@ impl Snapshot {
         upto: Lsn,
     ) -> Result<Vec<(Lsn, RelEvent)>, ReadError> {
         let key = Key::rel_event(node, fork);
-        let layers = self.inner.timeline.layers();
+        let layers = self.inner.timeline.values();
         let rows = layers.versions(&[KeyRange::one(key)], self.inner.used.lsn, upto).await?;
         let since = rows.into_iter().filter(|row| row.lsn >= created);
         since

@@ -7,7 +7,7 @@ use crate::locate::Line;
 use crate::snapshot::Snapshot;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use zenith_layers::{Key, Row, Span};
+use zenith_layers::{Key, LayerSet, Row, Span};
 use zenith_pgformat::Lsn;
 use zenith_redo::RedoError;
 
@@ -22,12 +22,13 @@ struct Shared {
 type Waves = BTreeMap<(Reverse<usize>, Lsn), BTreeMap<Key, Shared>>;
 
 impl Snapshot {
-    /// The pages of some histories, in their order; `seen` is shown every row, each page's oldest first.
+    /// The pages of some histories, in their order, read from `layers`; `seen` is shown every row, each page's oldest first.
     ///
     /// Memory: the pages, and rows as [`crate::ReaderOptions::rows`] allows, twice for a moment: as they are read and as
     /// they are handed to redo. A history that is longer is redone in parts, on the page that the part before gave.
     pub(crate) async fn replay(
         &self,
+        layers: &LayerSet,
         lines: &[Line],
         seen: &mut (dyn FnMut(&Row) + Send),
     ) -> Result<Vec<Build>, ReadError> {
@@ -37,7 +38,6 @@ impl Snapshot {
         for ((_, upto), shared) in waves(lines) {
             let mut spans: Vec<Span> = shared.values().map(|shared| shared.span).collect();
             while !spans.is_empty() {
-                let layers = timeline.layers();
                 let chunk = layers.rows(&spans, upto, self.mode(upto), timeline.row_limit()).await?;
                 for row in chunk.rows {
                     seen(&row);
@@ -57,7 +57,7 @@ impl Snapshot {
 
     /// Applies what was added, in as few batches of redo as there are changes of settings inside one page's rows: one,
     /// as a rule.
-    async fn redo(&self, builds: &mut [Build]) -> Result<(), ReadError> {
+    pub(crate) async fn redo(&self, builds: &mut [Build]) -> Result<(), ReadError> {
         loop {
             let (mut open, mut requests) = (Vec::new(), Vec::new());
             for build in builds.iter_mut() {

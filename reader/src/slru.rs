@@ -62,7 +62,7 @@ impl Snapshot {
             first: Key::slru_page(slru, segment, from),
             last: Key::slru_page(slru, segment, last),
         };
-        let layers = self.inner.timeline.layers();
+        let layers = self.inner.timeline.values();
         let (lsn, ranges) = (self.inner.lsn, [pages]);
         let sizes = [KeyRange::one(Key::slru_size(slru, segment))];
         let (starts, sizes) = futures::try_join!(
@@ -79,7 +79,7 @@ impl Snapshot {
             Line { key, begins, parts: vec![Part { depth: 0, upto: lsn, span }] }
         };
         let lines: Vec<Line> = (from..=last).map(line).collect();
-        let built = self.replay(&lines, &mut |_| {}).await?;
+        let built = self.replay(layers, &lines, &mut |_| {}).await?;
         built.into_iter().map(|build| build.into_bytes(lsn)).collect()
     }
 }

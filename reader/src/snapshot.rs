@@ -71,19 +71,22 @@ pub struct DatabaseEntry {
 impl Snapshot {
     /// At a readable LSN, which the caller has checked.
     pub(crate) async fn load(timeline: Timeline, lsn: Lsn) -> Result<Snapshot, ReadError> {
-        let layers = timeline.layers();
+        let layers = timeline.values();
         let used =
             layers.base_for(lsn, ReadMode::Serve).ok_or(ReadError::NoBase { timeline: timeline.id() })?;
         let base = timeline.base_image(used.id)?;
         let history = timeline.tli_history(lsn);
         let tli = history.last().map(|last| last.tli);
         let tli = tli.ok_or(ReadError::NoTli { lsn, timeline: timeline.id() })?;
-        let found = layers.history(&[KeyRange::class(KeyClass::Database)], lsn, ReadMode::Serve).await?;
+        let all = [KeyRange::class(KeyClass::Database)];
+        let (found, hints) = futures::try_join!(
+            async { Ok(layers.history(&all, lsn, ReadMode::Serve).await?) },
+            load_hints(&timeline, &base, used, lsn)
+        )?;
         let mut databases = BTreeMap::new();
         for row in found.into_iter().filter_map(|history| history.rows.into_iter().next()) {
             databases.insert((row.key.spc, row.key.db), decode_database(row)?);
         }
-        let hints = load_hints(&timeline, &base, used, lsn).await?;
         let plans: MokaCache<(RelNode, Fork), CachedPlan> = MokaCache::new("fork plans", PLAN_BYTES);
         let plans = Arc::new(plans);
         let inner = Inner { timeline, lsn, base, used, history, tli, databases, hints, plans };
@@ -235,7 +238,7 @@ impl Snapshot {
         ranges: &[KeyRange],
         upto: Lsn,
     ) -> Result<Vec<KeyHistory>, ReadError> {
-        Ok(self.inner.timeline.layers().history(ranges, upto, self.mode(upto)).await?)
+        Ok(self.inner.timeline.values().history(ranges, upto, self.mode(upto)).await?)
     }
 
     /// The newest row of a state key, tombstones included.
@@ -272,7 +275,7 @@ async fn load_hints(
     lsn: Lsn,
 ) -> Result<HintLogging, ReadError> {
     let range = [KeyRange::one(Key::PARAMETERS)];
-    let layers = timeline.layers();
+    let layers = timeline.values();
     let read = |row: &Row| match &row.value {
         Value::State(bytes) => decoded(row.key, row.lsn, Parameters::decode(bytes)),
         _ => Err(bad(row.key, row.lsn, "no state where one belongs")),

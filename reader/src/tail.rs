@@ -73,7 +73,7 @@ impl Timeline {
                 break;
             }
         }
-        state.layers = Arc::new(state.layer_set()?);
+        state.set_layers(state.layer_set()?);
         self.state = Arc::new(state);
         Ok(tail)
     }

@@ -55,6 +55,8 @@ pub(crate) struct State {
     pub(crate) entries: Arc<Vec<Arc<LayerEntry>>>,
     pub(crate) layer_store: Arc<LayerStore>,
     pub(crate) layers: Arc<LayerSet>,
+    /// The same; their rows do not say where they come from.
+    pub(crate) values: LayerSet,
     pub(crate) archive: ArchiveChain,
     pub(crate) parent: Option<(Timeline, Ancestor)>,
     pub(crate) tail: Option<Arc<TailLayers>>,
@@ -133,6 +135,11 @@ impl Timeline {
     /// The layers, the ancestors' up to the branch points included, those of unconfirmed base images left out.
     pub fn layers(&self) -> &Arc<LayerSet> {
         &self.state.layers
+    }
+
+    /// The layers for whoever wants values alone.
+    pub(crate) fn values(&self) -> &LayerSet {
+        &self.state.values
     }
 
     /// The entries of this timeline's own layers in this manifest version, without those of a local tail.
@@ -322,6 +329,11 @@ impl Shared {
 }
 
 impl State {
+    pub(crate) fn set_layers(&mut self, layers: LayerSet) {
+        self.values = layers.without_sources();
+        self.layers = Arc::new(layers);
+    }
+
     /// The layers that may be read: those of unconfirmed base images are left out, and the local tail's come on top.
     pub(crate) fn layer_set(&self) -> Result<LayerSet, ReadError> {
         let unconfirmed: HashSet<BaseId> =
@@ -388,6 +400,7 @@ async fn assemble(
         root,
         entries,
         layer_store,
+        values: none.without_sources(),
         layers: Arc::new(none),
         archive,
         parent,
@@ -396,7 +409,7 @@ async fn assemble(
         segment: Arc::default(),
         segment_size,
     };
-    state.layers = Arc::new(state.layer_set()?);
+    state.set_layers(state.layer_set()?);
     Ok(Timeline { state: Arc::new(state) })
 }
 

@@ -1,7 +1,8 @@
 //! Laying out a batch in a region, and reading it back.
 
 use crate::request::{BlockName, ChangeBody, PageRequest, RedoError};
-use crate::shm::{self, ARENA, ChangeHeader, Item, Region};
+use crate::shm::{self, ARENA, ChangeHeader, Item, ItemHead, Region};
+use bytes::Bytes;
 use std::sync::atomic::{AtomicU32, Ordering};
 use zenith_pgformat::{BLCKSZ, Lsn, Page};
 
@@ -10,8 +11,8 @@ pub(crate) struct Job {
     /// Its place in the caller's list.
     pub(crate) index: usize,
     pub(crate) request: PageRequest,
-    /// The page after the changes before `next`.
-    pub(crate) page: Box<Page>,
+    /// The page after the changes before `next`; `None` while that is the request's base.
+    pub(crate) page: Option<Box<Page>>,
     /// The first change that has not been applied.
     pub(crate) next: usize,
 }
@@ -19,14 +20,26 @@ pub(crate) struct Job {
 impl Job {
     /// Checks the base page.
     pub(crate) fn new(index: usize, request: PageRequest) -> Result<Job, RedoError> {
-        let mut page: Box<Page> = Box::new([0; BLCKSZ]);
-        if let Some(base) = request.base.as_ref().filter(|base| !base.is_empty()) {
-            let length = base.len();
-            let base: &Page =
-                base.as_ref().try_into().map_err(|_| RedoError::BadBase { key: request.name(), length })?;
-            page.copy_from_slice(base);
+        match request.base.as_ref().map(Bytes::len) {
+            None | Some(0 | BLCKSZ) => Ok(Job { index, request, page: None, next: 0 }),
+            Some(length) => Err(RedoError::BadBase { key: request.name(), length }),
         }
-        Ok(Job { index, request, page, next: 0 })
+    }
+
+    /// The page as it is now; `None` for zeros.
+    fn page(&self) -> Option<&Page> {
+        match &self.page {
+            Some(page) => Some(page),
+            None => self.request.base.as_deref().and_then(|base| base.try_into().ok()),
+        }
+    }
+
+    /// The page as it is now, to be changed.
+    pub(crate) fn take_page(&mut self) -> Box<Page> {
+        match self.page.take() {
+            Some(page) => page,
+            None => self.page().map_or_else(|| Box::new([0; BLCKSZ]), |page| Box::new(*page)),
+        }
     }
 
     /// End of the record of a change.
@@ -111,7 +124,7 @@ impl<'a> Batch<'a> {
         let request = &job.request;
         let changes = request.changes.get(job.next..until).unwrap_or_default();
         let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
-        let item = Item {
+        let head = ItemHead {
             spc: request.node.spc,
             db: request.node.db,
             rel: request.node.rel,
@@ -124,11 +137,16 @@ impl<'a> Batch<'a> {
             change: 0,
             text_length: 0,
             padding: 0,
-            page: *job.page,
         };
+        let item = place.cast::<Item>().as_ptr();
         // SAFETY: `length` bytes lie inside of the region and are the sum of what is written; all parts are aligned.
         unsafe {
-            place.cast::<Item>().write(item);
+            (&raw mut (*item).head).write(head);
+            let page = &raw mut (*item).page;
+            match job.page() {
+                Some(base) => page.copy_from_nonoverlapping(base, 1),
+                None => page.write_bytes(0, 1),
+            }
             let mut next = place.add(size_of::<Item>());
             for change in changes {
                 let bytes = change.bytes();
@@ -151,11 +169,17 @@ pub(crate) fn outcome(region: &Region, placed: &Placed) -> Outcome {
     let Some(item) = region.item(placed.offset) else { return Outcome::Unfinished };
     // SAFETY: inside of the region; the process has answered, or is dead. Everything is copied before it is looked at.
     let (status, change, text_length) = unsafe {
-        let item = item.as_ref();
-        (item.status.load(Ordering::Acquire), (&raw const item.change).read_volatile(), item.text_length)
+        let head = &item.as_ref().head;
+        (head.status.load(Ordering::Acquire), (&raw const head.change).read_volatile(), head.text_length)
     };
-    // SAFETY: as above.
-    let page = || Box::new(unsafe { (&raw const (*item.as_ptr()).page).read_volatile() });
+    let page = || {
+        let mut page = Box::<Page>::new_uninit();
+        // SAFETY: as above; the copy fills the page.
+        unsafe {
+            page.as_mut_ptr().copy_from_nonoverlapping(&raw const (*item.as_ptr()).page, 1);
+            page.assume_init()
+        }
+    };
     let job = &placed.job;
     let change = job.next.saturating_add(change as usize);
     let (key, lsn) = (job.name(), job.lsn(change));

@@ -5,6 +5,7 @@ use crate::native::Edit;
 use crate::process::{Exchange, Process, Recipe};
 use crate::request::{Change, ChangeBody, PageRequest, RedoError};
 use crate::selftest;
+use crate::shm::LONG_SPIN;
 use crate::start::{RedoOptions, StartError};
 use crate::workdir::{Owner, WorkDir};
 use crate::{locate, page};
@@ -12,7 +13,8 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use tokio::sync::Semaphore;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zenith_pgformat::Page;
 
 /// The outcome of one request.
@@ -22,6 +24,11 @@ pub type PageResult = Result<Box<Page>, RedoError>;
 const MIN_REGION: usize = 1 << 20;
 /// Fewer requests than this are not worth another process.
 const MIN_CHUNK: usize = 8;
+/// So few pages, with records of so many bytes at most, take tens of microseconds, as handing them to another thread does.
+const SMALL_PAGES: usize = 8;
+const SMALL_BYTES: usize = 64 << 10;
+/// How long a caller's thread sleeps for such pages; then another one waits for them.
+const PATIENCE: Duration = Duration::from_micros(500);
 /// How often in a row a process may die before it has begun its batch.
 const MAX_STILLBORN: u32 = 3;
 
@@ -62,11 +69,30 @@ impl RedoPool {
         Ok(RedoPool { shared: Arc::new(shared) })
     }
 
-    /// Builds pages, in the order of the requests; a large batch is spread over the processes.
+    /// Builds pages, in the order of the requests; a large batch is spread over the processes. A few pages are waited for on
+    /// the caller's thread, for at most [`PATIENCE`].
     pub async fn redo(&self, requests: Vec<PageRequest>) -> Vec<PageResult> {
         let names: Vec<_> = requests.iter().map(PageRequest::name).collect();
         let chunk = requests.len().div_ceil(self.shared.workers).max(MIN_CHUNK);
         let mut tasks = Vec::new();
+        let mut requests = requests;
+        if is_small(&requests)
+            && let Some((permit, slot)) = self.idle_slot()
+        {
+            let mut work = self.prepare(requests);
+            let placed = match self.try_at_once(&mut work, slot) {
+                Ok(()) => return work.results(),
+                Err(waiting) => waiting,
+            };
+            let pool = self.clone();
+            tasks.push(tokio::task::spawn_blocking(move || {
+                let Asked { mut slot, placed } = placed;
+                pool.work(&mut work, &mut slot, Some(placed));
+                drop((slot, permit));
+                work.results()
+            }));
+            requests = Vec::new();
+        }
         let mut requests = requests.into_iter();
         loop {
             let part: Vec<PageRequest> = requests.by_ref().take(chunk).collect();
@@ -95,21 +121,9 @@ impl RedoPool {
 
     /// The same for callers without a runtime: blocks the thread, and uses one process.
     pub fn redo_blocking(&self, requests: Vec<PageRequest>) -> Vec<PageResult> {
-        let mut results: Vec<Option<PageResult>> = Vec::new();
-        results.resize_with(requests.len(), || None);
-        let limit = longest_change(self.shared.recipe.region_size);
-        let mut jobs = VecDeque::new();
-        for (index, request) in requests.into_iter().enumerate() {
-            match prepare(index, request, limit) {
-                Prepared::Job(job) => jobs.push_back(job),
-                Prepared::Finished(result) => set(&mut results, index, result),
-            }
-        }
-        if !jobs.is_empty() {
-            self.work(jobs, &mut results);
-        }
-        // Every job sets its result; the fallback only keeps this free of panics.
-        results.into_iter().flatten().collect()
+        let mut work = self.prepare(requests);
+        self.work(&mut work, &mut Slot::new(&self.shared), None);
+        work.results()
     }
 
     /// The ids of the processes that are idle now, for tests and for people who watch them.
@@ -117,11 +131,58 @@ impl RedoPool {
         self.shared.lock().processes.iter().map(Process::id).collect()
     }
 
-    /// Sends jobs to one process until all have a result.
-    fn work(&self, mut jobs: VecDeque<Job>, results: &mut [Option<PageResult>]) {
-        let mut slot = Slot { shared: &self.shared, process: None };
+    /// A process that can be had without waiting.
+    fn idle_slot(&self) -> Option<(OwnedSemaphorePermit, Slot)> {
+        let permit = Arc::clone(&self.shared.permits).try_acquire_owned().ok()?;
+        let process = self.shared.lock().processes.pop()?;
+        Some((permit, Slot { shared: Arc::clone(&self.shared), process: Some(process) }))
+    }
+
+    /// Checks requests, and answers those at once of which no record has to be redone.
+    fn prepare(&self, requests: Vec<PageRequest>) -> Work {
+        let limit = longest_change(self.shared.recipe.region_size);
+        let mut work = Work {
+            jobs: VecDeque::with_capacity(requests.len()),
+            results: Vec::with_capacity(requests.len()),
+        };
+        for (index, request) in requests.into_iter().enumerate() {
+            work.results.push(match prepare(index, request, limit) {
+                Prepared::Job(job) => {
+                    work.jobs.push_back(job);
+                    None
+                }
+                Prepared::Finished(result) => Some(result),
+            });
+        }
+        work
+    }
+
+    /// Sends jobs to a process and takes the results, if it has them within a moment; otherwise somebody else has to wait
+    /// for it.
+    fn try_at_once(&self, work: &mut Work, mut slot: Slot) -> Result<(), Asked> {
+        let Some(process) = slot.process.as_mut().filter(|_| !work.jobs.is_empty()) else { return Ok(()) };
+        let placed = lay_out(process, &mut work.jobs);
+        process.ask();
+        if !work.jobs.is_empty() || !process.is_answered_soon(LONG_SPIN, PATIENCE) {
+            return Err(Asked { slot, placed });
+        }
+        let rest = self.collect(process, placed, &Exchange::Answered, None, &mut work.results);
+        work.jobs.extend(rest);
+        match work.jobs.is_empty() {
+            true => Ok(()),
+            false => {
+                let placed = lay_out(process, &mut work.jobs);
+                process.ask();
+                Err(Asked { slot, placed })
+            }
+        }
+    }
+
+    /// Sends jobs to one process until all have a result. `asked`: those that the slot's process has been asked for.
+    fn work(&self, work: &mut Work, slot: &mut Slot, mut asked: Option<Vec<Placed>>) {
+        let Work { jobs, results } = work;
         let mut stillborn = 0;
-        while !jobs.is_empty() {
+        while asked.is_some() || !jobs.is_empty() {
             let process = match slot.process() {
                 Ok(process) => process,
                 Err(error) => {
@@ -133,8 +194,12 @@ impl RedoPool {
                     return;
                 }
             };
-            let placed = lay_out(process, &mut jobs);
-            let exchange = process.exchange(self.shared.recipe.timeout);
+            let placed = asked.take().unwrap_or_else(|| {
+                let placed = lay_out(process, jobs);
+                process.ask();
+                placed
+            });
+            let exchange = process.wait(self.shared.recipe.timeout);
             let current = process.region.header().item.load(Ordering::Acquire) as usize;
             stillborn =
                 if matches!(exchange, Exchange::Died { taken: false, .. }) { stillborn + 1 } else { 0 };
@@ -165,7 +230,7 @@ impl RedoPool {
                     set(results, item.job.index, Ok(page));
                 }
                 Outcome::Done(page) => {
-                    item.job.page = page;
+                    item.job.page = Some(page);
                     item.job.next = item.until;
                     rest.push(item.job);
                 }
@@ -250,16 +315,17 @@ fn prepare(index: usize, request: PageRequest, limit: usize) -> Prepared {
 /// A page that only edits change.
 fn edit(mut job: Job) -> PageResult {
     let key = job.name();
+    let mut page = job.take_page();
     for change in &job.request.changes {
         let lsn = change.end;
         let wrong = |message: String| RedoError::BadEdit { key, lsn, message };
         let edit = Edit::decode(change.bytes()).map_err(|error| wrong(error.to_string()))?;
-        edit.apply(&mut job.page, lsn).map_err(|error| match error {
+        edit.apply(&mut page, lsn).map_err(|error| match error {
             crate::native::EditError::LostBase(_) => RedoError::LostBase { key, lsn },
             other => wrong(other.to_string()),
         })?;
     }
-    Ok(job.page)
+    Ok(page)
 }
 
 impl Shared {
@@ -295,13 +361,46 @@ impl Shared {
     }
 }
 
+/// Requests on their way.
+struct Work {
+    /// What has not been sent to a process.
+    jobs: VecDeque<Job>,
+    /// By the requests' order.
+    results: Vec<Option<PageResult>>,
+}
+
+impl Work {
+    fn results(self) -> Vec<PageResult> {
+        // Every job sets its result; leaving out only keeps this free of panics.
+        self.results.into_iter().flatten().collect()
+    }
+}
+
+/// A process that has been asked, and what for.
+struct Asked {
+    slot: Slot,
+    placed: Vec<Placed>,
+}
+
+/// Whether waiting for these pages is worth less than handing them to another thread.
+fn is_small(requests: &[PageRequest]) -> bool {
+    let bytes =
+        |request: &PageRequest| request.changes.iter().map(|change| change.bytes().len()).sum::<usize>();
+    requests.len() <= SMALL_PAGES && requests.iter().map(bytes).sum::<usize>() <= SMALL_BYTES
+}
+
 /// The process that a caller works with; it goes back to the pool when the caller is done.
-struct Slot<'a> {
-    shared: &'a Shared,
+struct Slot {
+    shared: Arc<Shared>,
     process: Option<Process>,
 }
 
-impl Slot<'_> {
+impl Slot {
+    /// Without a process yet.
+    fn new(shared: &Arc<Shared>) -> Slot {
+        Slot { shared: Arc::clone(shared), process: None }
+    }
+
     fn process(&mut self) -> Result<&mut Process, StartError> {
         if self.process.is_none() {
             self.process = Some(self.shared.acquire()?);
@@ -316,7 +415,7 @@ impl Slot<'_> {
     }
 }
 
-impl Drop for Slot<'_> {
+impl Drop for Slot {
     fn drop(&mut self) {
         if let Some(process) = self.process.take() {
             self.shared.release(process);
@@ -363,11 +462,7 @@ impl Keeper {
 }
 
 /// Runs the jobs of a self test in one process.
-pub(crate) fn run_alone(
-    process: &mut Process,
-    job: Job,
-    timeout: std::time::Duration,
-) -> Result<Box<Page>, String> {
+pub(crate) fn run_alone(process: &mut Process, job: Job, timeout: Duration) -> Result<Box<Page>, String> {
     let mut jobs = VecDeque::from([job]);
     let placed = lay_out(process, &mut jobs);
     let exchange = process.exchange(timeout);

@@ -104,19 +104,51 @@ impl Process {
 
     /// Hands the region's batch over and waits for the answer. After anything but `Answered` the process is dead.
     pub(crate) fn exchange(&mut self, limit: Duration) -> Exchange {
-        let old = self.turn;
-        let turn = old.wrapping_add(1);
-        self.turn = turn;
+        self.ask();
+        self.wait(limit)
+    }
+
+    /// Hands the region's batch over.
+    pub(crate) fn ask(&mut self) {
+        self.turn = self.turn.wrapping_add(1);
         let header = self.region.header();
-        header.asked.store(turn, Ordering::SeqCst);
+        header.asked.store(self.turn, Ordering::SeqCst);
         if header.worker_sleeps.load(Ordering::SeqCst) != 0 {
             shm::futex_wake(&header.asked);
         }
-        if shm::spin_until_changed(&header.answered, old) && header.answered.load(Ordering::Acquire) == turn {
-            return Exchange::Answered;
+    }
+
+    /// Whether the batch is answered within a moment: looks so often, then sleeps for at most this long.
+    pub(crate) fn is_answered_soon(&self, spins: u32, limit: Duration) -> bool {
+        let (header, turn) = (self.region.header(), self.turn);
+        let answered = || header.answered.load(Ordering::SeqCst) == turn;
+        if self.spin(spins) {
+            return true;
         }
         header.caller_sleeps.store(1, Ordering::SeqCst);
-        let outcome = self.wait_for(turn, limit);
+        // It may wake early, though hardly ever.
+        let mut naps = 0..3;
+        while !answered()
+            && naps.next().is_some()
+            && shm::futex_wait(&header.answered, turn.wrapping_sub(1), Some(limit))
+        {}
+        header.caller_sleeps.store(0, Ordering::SeqCst);
+        answered()
+    }
+
+    fn spin(&self, spins: u32) -> bool {
+        let answered = &self.region.header().answered;
+        shm::spin_until_changed(answered, self.turn.wrapping_sub(1), spins)
+            && answered.load(Ordering::Acquire) == self.turn
+    }
+
+    /// Waits for the answer of what was asked. After anything but `Answered` the process is dead.
+    pub(crate) fn wait(&mut self, limit: Duration) -> Exchange {
+        if self.spin(shm::SHORT_SPIN) {
+            return Exchange::Answered;
+        }
+        self.region.header().caller_sleeps.store(1, Ordering::SeqCst);
+        let outcome = self.wait_for(self.turn, limit);
         self.region.header().caller_sleeps.store(0, Ordering::SeqCst);
         outcome
     }

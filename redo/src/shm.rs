@@ -15,7 +15,7 @@ use zenith_pgformat::{BLCKSZ, Page};
 /// Says that a region is one.
 pub const MAGIC: u64 = 0x5A45_4E49_5448_5244;
 /// Counts up with every change of the layout below: library and caller must come from one build.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 /// The descriptor under which a redo process inherits its region.
 pub const REGION_FD: i32 = 3;
 /// The descriptor under which a redo process inherits our library, so that its user need not reach the file's path.
@@ -80,6 +80,15 @@ pub struct Header {
 /// One page of a batch, followed by its changes.
 #[repr(C)]
 pub struct Item {
+    /// What is asked, and the outcome.
+    pub head: ItemHead,
+    /// The base page, then the finished page.
+    pub page: Page,
+}
+
+/// What is asked of a page, and the outcome.
+#[repr(C)]
+pub struct ItemHead {
     /// Tablespace.
     pub spc: u32,
     /// Database.
@@ -104,8 +113,6 @@ pub struct Item {
     pub text_length: u32,
     /// Keeps `page` aligned.
     pub padding: u32,
-    /// The base page, then the finished page.
-    pub page: Page,
 }
 
 /// One change, followed by its bytes and padding up to [`ALIGN`].
@@ -198,12 +205,14 @@ impl Drop for Region {
     }
 }
 
-/// How often a side looks before it sleeps: some microseconds, about what redo of a small page takes.
-const SPINS: u32 = 300;
+/// How often a side looks before it sleeps where the other is not expected soon: some microseconds.
+pub const SHORT_SPIN: u32 = 200;
+/// The same where it is: some ten microseconds, which is what waking a sleeper costs.
+pub const LONG_SPIN: u32 = 2000;
 
-/// Spins for a moment until `word` is no longer `old`; whether it came to that.
-pub fn spin_until_changed(word: &AtomicU32, old: u32) -> bool {
-    for _ in 0..SPINS {
+/// Looks so often whether `word` is no longer `old`; whether it came to that.
+pub fn spin_until_changed(word: &AtomicU32, old: u32, spins: u32) -> bool {
+    for _ in 0..spins {
         if word.load(Ordering::Acquire) != old {
             return true;
         }

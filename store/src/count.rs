@@ -4,7 +4,9 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::path::Path;
-use object_store::{GetOptions, GetResult, ObjectStore, PutOptions, PutPayload, PutResult, Result};
+use object_store::{
+    GetOptions, GetResult, ListResult, ObjectMeta, ObjectStore, PutOptions, PutPayload, PutResult, Result,
+};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ pub struct Counts {
     others: AtomicU64,
     bytes_put: AtomicU64,
     bytes_got: AtomicU64,
+    waves: AtomicU64,
 }
 
 /// [`Counts`] at one moment.
@@ -42,6 +45,9 @@ pub struct CountsSnapshot {
     pub bytes_put: u64,
     /// Bytes that answers promised.
     pub bytes_got: u64,
+    /// The longest chain of requests of which each began after the one before had ended: round trips that had to be waited
+    /// for one after the other. Requests that run beside one another are one wave.
+    pub waves: u64,
 }
 
 impl Counts {
@@ -57,7 +63,26 @@ impl Counts {
             others: read(&self.others),
             bytes_put: read(&self.bytes_put),
             bytes_got: read(&self.bytes_got),
+            waves: read(&self.waves),
         }
+    }
+}
+
+/// A request on its way.
+struct Request {
+    counts: Arc<Counts>,
+    wave: u64,
+}
+
+impl Request {
+    fn begin(counts: &Arc<Counts>) -> Request {
+        Request { counts: Arc::clone(counts), wave: counts.waves.load(Ordering::Relaxed) + 1 }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.counts.waves.fetch_max(self.wave, Ordering::Relaxed);
     }
 }
 
@@ -74,6 +99,7 @@ impl CountsSnapshot {
             others: self.others.saturating_sub(earlier.others),
             bytes_put: self.bytes_put.saturating_sub(earlier.bytes_put),
             bytes_got: self.bytes_got.saturating_sub(earlier.bytes_got),
+            waves: self.waves.saturating_sub(earlier.waves),
         }
     }
 
@@ -100,8 +126,10 @@ impl CountingStore {
         Arc::clone(&self.counts)
     }
 
-    fn count_list(&self) {
+    fn listing<T: 'static>(&self, listing: BoxStream<'static, T>) -> BoxStream<'static, T> {
         add(&self.counts.lists, 1);
+        let request = Request::begin(&self.counts);
+        listing.inspect(move |_| _ = &request).boxed()
     }
 
     fn count_other(&self) {
@@ -127,8 +155,25 @@ impl fmt::Display for CountingStore {
 
 crate::forward_object_store! {
     impl ObjectStore for CountingStore by inner {
-        forward put_multipart_opts(count_other), list(count_list), list_with_offset(count_list),
-            list_with_delimiter(count_list), copy_opts(count_other), rename_opts(count_other);
+        forward put_multipart_opts(count_other), copy_opts(count_other), rename_opts(count_other);
+
+        fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+            self.listing(self.inner.list(prefix))
+        }
+
+        fn list_with_offset(
+            &self,
+            prefix: Option<&Path>,
+            offset: &Path,
+        ) -> BoxStream<'static, Result<ObjectMeta>> {
+            self.listing(self.inner.list_with_offset(prefix, offset))
+        }
+
+        async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+            add(&self.counts.lists, 1);
+            let _request = Request::begin(&self.counts);
+            self.inner.list_with_delimiter(prefix).await
+        }
 
         async fn put_opts(
             &self,
@@ -138,12 +183,14 @@ crate::forward_object_store! {
         ) -> Result<PutResult> {
             add(&self.counts.puts, 1);
             add(&self.counts.bytes_put, payload.content_length() as u64);
+            let _request = Request::begin(&self.counts);
             self.inner.put_opts(location, payload, opts).await
         }
 
         async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
             let head = options.head;
             add(if head { &self.counts.heads } else { &self.counts.gets }, 1);
+            let _request = Request::begin(&self.counts);
             let result = self.inner.get_opts(location, options).await?;
             if !head {
                 add(&self.counts.bytes_got, result.range.end.saturating_sub(result.range.start));
@@ -153,6 +200,7 @@ crate::forward_object_store! {
 
         async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
             add(&self.counts.gets, 1);
+            let _request = Request::begin(&self.counts);
             let parts = self.inner.get_ranges(location, ranges).await?;
             add(&self.counts.bytes_got, parts.iter().map(|part| part.len() as u64).sum());
             Ok(parts)
@@ -162,8 +210,31 @@ crate::forward_object_store! {
             &self,
             locations: BoxStream<'static, Result<Path>>,
         ) -> BoxStream<'static, Result<Path>> {
-            let counts = Arc::clone(&self.counts);
-            self.inner.delete_stream(locations.inspect(move |_| add(&counts.deletes, 1)).boxed())
+            let (counts, request) = (Arc::clone(&self.counts), Request::begin(&self.counts));
+            let deleted = self.inner.delete_stream(locations.inspect(move |_| add(&counts.deletes, 1)).boxed());
+            deleted.inspect(move |_| _ = &request).boxed()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::future::try_join_all;
+    use object_store::ObjectStoreExt;
+    use object_store::memory::InMemory;
+
+    #[tokio::test]
+    async fn requests_that_run_beside_one_another_are_one_wave_and_dependent_ones_are_several() {
+        let store = CountingStore::new(Arc::new(InMemory::new()));
+        let path = Path::from("object");
+        store.put(&path, Bytes::from_static(b"0123456789").into()).await.unwrap();
+        let before = store.counts().snapshot();
+        let ranges = (0..4).map(|at| store.get_range(&path, at..at + 1));
+        try_join_all(ranges).await.unwrap();
+        assert_eq!(store.counts().snapshot().since(&before).waves, 1);
+        store.get_range(&path, 0..1).await.unwrap();
+        assert_eq!(store.list(None).count().await, 1);
+        assert_eq!(store.counts().snapshot().since(&before).waves, 3);
     }
 }

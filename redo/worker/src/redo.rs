@@ -148,12 +148,12 @@ impl Redo {
                 if let Some(place) = item.page.get_mut(..text.len()) {
                     place.copy_from_slice(text);
                 }
-                item.text_length = u32::try_from(text.len()).unwrap_or(0);
-                item.change = at;
+                item.head.text_length = u32::try_from(text.len()).unwrap_or(0);
+                item.head.change = at;
                 trouble.status()
             }
         };
-        item.status.store(status, Ordering::Release);
+        item.head.status.store(status, Ordering::Release);
     }
 
     unsafe fn changes(
@@ -206,12 +206,13 @@ impl Redo {
 
     /// Takes over what an item asks for; the number of its changes.
     fn begin(&mut self, item: &mut Item) -> u32 {
-        let (node, fork) = ((item.spc, item.db, item.rel), i32::try_from(item.fork).unwrap_or(FORKS));
-        self.target = Block { node, fork, block: item.block };
-        self.hint_bits_logged = item.hint_bits_logged != 0;
+        let head = &item.head;
+        let (node, fork) = ((head.spc, head.db, head.rel), i32::try_from(head.fork).unwrap_or(FORKS));
+        self.target = Block { node, fork, block: head.block };
+        self.hint_bits_logged = head.hint_bits_logged != 0;
         self.page = &raw mut item.page;
         self.buffered = false;
-        item.changes
+        item.head.changes
     }
 
     /// The page where it lies, while PostgreSQL has no newer one in a buffer.
@@ -267,7 +268,8 @@ impl Redo {
         }
         let stamp = Stamp::of(rmgr, info, block_id, self.hint_bits_logged);
         let starts = restores || initialises;
-        if !starts && !stamp.begins_with_zeros() && self.look(page::is_new)? {
+        // What a record has been applied to was looked at then.
+        if !starts && !stamp.begins_with_zeros() && !self.buffered && page::is_new(self.page()) {
             return Err(Trouble::LostBase);
         }
         self.redo(rmgr)?;
@@ -439,7 +441,9 @@ impl Redo {
     /// Brings the page back to where the item keeps it.
     fn fetch(&mut self) -> Result<(), Trouble> {
         if self.buffered {
-            *self.page() = self.look(|page| *page)?;
+            let place = self.page;
+            // SAFETY: the buffer is PostgreSQL's, the place is the item's.
+            self.look(|page| unsafe { place.copy_from_nonoverlapping(page, 1) })?;
         }
         Ok(())
     }

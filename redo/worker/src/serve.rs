@@ -5,6 +5,7 @@ use crate::refuse;
 use pgrx_pg_sys as pg;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use zenith_redo::sandbox;
 use zenith_redo::shm::{self, ARENA, LAYOUT, MAGIC, READY, REGION_FD, Region};
 
@@ -22,9 +23,9 @@ pub(crate) unsafe extern "C-unwind" fn shared_memory_is_ready() {
     let header = region.header();
     header.state.store(READY, Ordering::SeqCst);
     shm::futex_wake(&header.state);
-    let mut turn = 0;
+    let (mut turn, mut patience) = (0, Patience { spins: shm::SHORT_SPIN });
     loop {
-        turn = next_turn(&region, turn);
+        turn = patience.next_turn(&region, turn);
         region.header().taken.store(turn, Ordering::Release);
         answer(&region, &mut redo);
         let header = region.header();
@@ -106,17 +107,31 @@ unsafe fn default_signals() {
     }
 }
 
-/// Waits for the caller's next batch.
-fn next_turn(region: &Region, turn: u32) -> u32 {
-    let header = region.header();
-    if !shm::spin_until_changed(&header.asked, turn) {
-        header.worker_sleeps.store(1, Ordering::SeqCst);
-        while header.asked.load(Ordering::SeqCst) == turn {
-            shm::futex_wait(&header.asked, turn, None);
+/// How long the process looks for the next batch before it sleeps: longer where the last one came soon, so that batches that
+/// follow closely find it awake, and a busy machine does not pay for one that is asked rarely.
+struct Patience {
+    spins: u32,
+}
+
+/// Batches that follow within this time are worth looking for: to sleep and to be woken takes as long.
+const SOON: Duration = Duration::from_micros(60);
+
+impl Patience {
+    /// Waits for the caller's next batch.
+    #[allow(clippy::disallowed_methods, reason = "how long it waited decides nothing but how it waits")]
+    fn next_turn(&mut self, region: &Region, turn: u32) -> u32 {
+        let header = region.header();
+        let begun = Instant::now();
+        if !shm::spin_until_changed(&header.asked, turn, self.spins) {
+            header.worker_sleeps.store(1, Ordering::SeqCst);
+            while header.asked.load(Ordering::SeqCst) == turn {
+                shm::futex_wait(&header.asked, turn, None);
+            }
+            header.worker_sleeps.store(0, Ordering::SeqCst);
         }
-        header.worker_sleeps.store(0, Ordering::SeqCst);
+        self.spins = if begun.elapsed() < SOON { shm::LONG_SPIN } else { shm::SHORT_SPIN };
+        header.asked.load(Ordering::Acquire)
     }
-    header.asked.load(Ordering::Acquire)
 }
 
 /// Works through one batch.
@@ -128,7 +143,7 @@ fn answer(region: &Region, redo: &mut Redo) {
         region.header().change.store(0, Ordering::Relaxed);
         region.header().item.store(index, Ordering::Release);
         // SAFETY: inside of the region, aligned, and ours until the batch is answered.
-        let length = unsafe { item.as_ref().length } as usize;
+        let length = unsafe { item.as_ref().head.length } as usize;
         if length < size_of::<shm::Item>() || region.at(offset, length).is_none() {
             refuse("an item is longer than its region");
         }

@@ -2,6 +2,8 @@
 
 mod data;
 mod measure;
+mod operation;
+mod page_history;
 mod peers;
 mod proxy;
 mod rows;
@@ -9,7 +11,8 @@ mod stores;
 mod table;
 
 use clap::{Parser, ValueEnum};
-use rows::{Bench, Row};
+use rows::{Bench, Measured, Row};
+use std::path::PathBuf;
 use stores::Stores;
 
 /// Measures Zenith's commands beside pgBackRest's, and prints a table.
@@ -26,19 +29,27 @@ struct Options {
     /// Segments of WAL.
     #[arg(long, default_value_t = 64)]
     segments: usize,
+    /// Where to keep the history that `redo` and `get-page` read, for the next run.
+    #[arg(long)]
+    history: Option<PathBuf>,
 }
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     eprintln!("pgBackRest: {}", peers::PgBackRest::version()?);
     let (repeats, scale, segments) = (options.repeats.max(1), options.scale, options.segments.max(2));
-    let bench = Bench { stores: Stores::new()?, repeats, scale, segments };
+    let bench = Bench { stores: Stores::new()?, repeats, scale, segments, history: options.history };
     let rows = if options.rows.is_empty() { Row::value_variants().to_vec() } else { options.rows };
-    let mut lines = Vec::new();
+    let mut measured = Measured::default();
     for row in rows {
         eprintln!("{row:?}");
-        lines.extend(row.run(&bench)?);
+        measured.and(row.run(&bench)?);
     }
-    println!("{}", table::markdown(&lines));
+    if !measured.lines.is_empty() {
+        println!("{}", table::markdown(&measured.lines));
+    }
+    if !measured.operations.is_empty() {
+        println!("{}", operation::markdown(&measured.operations));
+    }
     Ok(())
 }

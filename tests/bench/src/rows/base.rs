@@ -50,7 +50,7 @@ fn at(bench: &Bench, primary: &Primary, place: Place) -> anyhow::Result<Vec<Line
 }
 
 /// `zenith_push base` of the primary.
-pub(super) fn push(store: &Reached, primary: &Primary) -> std::process::Command {
+pub(crate) fn push(store: &Reached, primary: &Primary) -> std::process::Command {
     let mut command = store.zenith("zenith_push");
     command.args(["base", "--checkpoint=fast", "-U", "postgres", "-h"]).arg(primary.server.socket());
     command

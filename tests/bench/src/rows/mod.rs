@@ -1,12 +1,16 @@
 //! What is measured, a file each.
 
 mod archive;
-mod base;
+pub(crate) mod base;
+mod get_page;
+mod redo;
 mod restore;
 mod slice;
 
+use crate::operation::Operation;
 use crate::stores::{Place, Stores};
 use crate::table::{Line, markdown};
+use std::path::PathBuf;
 
 /// What the rows are given.
 pub(crate) struct Bench {
@@ -18,6 +22,37 @@ pub(crate) struct Bench {
     pub(crate) scale: u32,
     /// How many segments are archived and, in `slice` and `restore`, sliced.
     pub(crate) segments: usize,
+    /// Where the history that single pages are read from is kept; made where it is missing.
+    pub(crate) history: Option<PathBuf>,
+}
+
+/// What rows measured.
+#[derive(Default)]
+pub(crate) struct Measured {
+    /// Commands.
+    pub(crate) lines: Vec<Line>,
+    /// Operations inside this process.
+    pub(crate) operations: Vec<Operation>,
+}
+
+impl Measured {
+    /// Both.
+    pub(crate) fn and(&mut self, more: Measured) {
+        self.lines.extend(more.lines);
+        self.operations.extend(more.operations);
+    }
+}
+
+impl From<Vec<Line>> for Measured {
+    fn from(lines: Vec<Line>) -> Measured {
+        Measured { lines, ..Measured::default() }
+    }
+}
+
+impl From<Vec<Operation>> for Measured {
+    fn from(operations: Vec<Operation>) -> Measured {
+        Measured { operations, ..Measured::default() }
+    }
 }
 
 impl Bench {
@@ -43,16 +78,22 @@ pub(crate) enum Row {
     Slice,
     /// `zenith_slicedice` once, and `zenith_restore` with and without WAL after the base image.
     Restore,
+    /// Redo of single pages in this process.
+    Redo,
+    /// Reading single pages in this process.
+    GetPage,
 }
 
 impl Row {
     /// Measures it.
-    pub(crate) fn run(self, bench: &Bench) -> anyhow::Result<Vec<Line>> {
-        match self {
-            Row::Archive => archive::run(bench),
-            Row::Base => base::run(bench),
-            Row::Slice => slice::run(bench),
-            Row::Restore => restore::run(bench),
-        }
+    pub(crate) fn run(self, bench: &Bench) -> anyhow::Result<Measured> {
+        Ok(match self {
+            Row::Archive => archive::run(bench)?.into(),
+            Row::Base => base::run(bench)?.into(),
+            Row::Slice => slice::run(bench)?.into(),
+            Row::Restore => restore::run(bench)?.into(),
+            Row::Redo => redo::run(bench)?.into(),
+            Row::GetPage => get_page::run(bench)?.into(),
+        })
     }
 }
