@@ -24,7 +24,7 @@ use zenith_manifest::{LayerEntry, LayerKind};
 /// The longest tail that is read: 128 MB of layer have about 1 MB of it.
 const TAIL_BYTES_MAX: u64 = 64 << 20;
 /// Bytes of a CRC.
-pub(crate) const CRC_BYTES: u64 = 4;
+const CRC_BYTES: u64 = 4;
 
 /// One row group of a layer.
 #[derive(Debug)]
@@ -43,13 +43,25 @@ pub(crate) struct Group {
 
 /// The values of a data page of the `crc` column, which is neither encoded nor compressed: four bytes for each row.
 #[derive(Clone, Copy, Debug)]
-struct CrcPage {
+pub(crate) struct CrcPage {
     /// Where the values begin in the object.
     offset: u64,
     /// Number of the first row, in the row group.
     first_row: u32,
     /// Number of rows.
     rows: u32,
+}
+
+impl CrcPage {
+    /// Where the values lie in the object.
+    pub(crate) fn range(&self) -> Range<u64> {
+        self.offset..self.offset.saturating_add(u64::from(self.rows) * CRC_BYTES)
+    }
+
+    /// The CRC of a row among the values.
+    pub(crate) fn crc_of(&self, row: u32, values: &[u32]) -> Option<u32> {
+        values.get(row.checked_sub(self.first_row)? as usize).copied()
+    }
 }
 
 /// The footer of a layer, verified.
@@ -60,7 +72,7 @@ pub(crate) struct Footer {
     /// The payload's data pages, in order.
     pub(crate) pages: Vec<PageRef>,
     /// The CRCs' data pages, in order.
-    crcs: Vec<CrcPage>,
+    pub(crate) crcs: Vec<CrcPage>,
     /// The whole object, if it is small.
     whole: Option<Bytes>,
     /// For Parquet's reader; without the page indexes.
@@ -178,27 +190,14 @@ impl Footer {
         let page = pages.get(after.checked_sub(1)?)?;
         (row - page.first_row < page.rows).then_some(range.start + after - 1)
     }
-}
 
-impl Footer {
-    /// Where the CRCs of the rows of a payload page lie, in the rows' order.
-    pub(crate) fn crcs_of(&self, position: usize) -> Option<Vec<Range<u64>>> {
-        let page = self.pages.get(position)?;
-        let group = self.groups.partition_point(|group| group.pages.end <= position);
-        let crcs = self.crcs.get(self.groups.get(group)?.crcs.clone())?;
-        let (mut row, end) = (page.first_row, page.first_row.checked_add(page.rows)?);
-        let mut ranges = Vec::with_capacity(1);
-        for page in crcs.get(crcs.partition_point(|page| page.first_row <= row).checked_sub(1)?..)? {
-            let until = end.min(page.first_row.checked_add(page.rows)?);
-            if row >= end {
-                break;
-            }
-            let at =
-                |row: u32| page.offset.checked_add(u64::from(row.checked_sub(page.first_row)?) * CRC_BYTES);
-            ranges.push(at(row)?..at(until)?);
-            row = until;
-        }
-        (row == end).then_some(ranges)
+    /// Position in [`Footer::crcs`] of the page that holds the CRC of a row of a group.
+    pub(crate) fn crcs_of(&self, group: usize, row: u32) -> Option<usize> {
+        let range = self.groups.get(group)?.crcs.clone();
+        let pages = self.crcs.get(range.clone())?;
+        let after = pages.partition_point(|page| page.first_row <= row);
+        let page = pages.get(after.checked_sub(1)?)?;
+        (row - page.first_row < page.rows).then_some(range.start + after - 1)
     }
 }
 

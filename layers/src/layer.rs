@@ -11,7 +11,7 @@ use crate::schema::{DETAIL_COLUMNS, KEY_COLUMNS};
 use arrow_array::{RecordBatch, RecordBatchReader};
 use arrow_select::concat::concat_batches;
 use bytes::Bytes;
-use futures::future::{BoxFuture, Shared, try_join, try_join_all};
+use futures::future::{BoxFuture, Shared, try_join, try_join_all, try_join3};
 use futures::{FutureExt, TryFutureExt};
 use object_store::path::Path;
 use parquet::arrow::ProjectionMask;
@@ -54,9 +54,7 @@ fn decoded_max(rows: usize) -> u64 {
     (rows as u64).saturating_mul(1024).min(COLUMNS_BYTES_MAX) + (64 << 10)
 }
 
-/// Parts of an object, each with its offset.
-type Parts = Arc<[(u64, Bytes)]>;
-type Fetch<'a> = Shared<BoxFuture<'a, Result<Parts, LayerError>>>;
+type Fetch<'a> = Shared<BoxFuture<'a, Result<Bytes, LayerError>>>;
 
 impl Layer {
     pub(crate) fn new(
@@ -204,33 +202,64 @@ impl Layer {
     /// read of where they come from.
     pub(crate) async fn fetch(&self, picks: &[Pick], sources: bool) -> Result<Vec<Row>, LayerError> {
         let mut pages = BTreeSet::new();
+        let mut crc_pages = BTreeSet::new();
         let mut groups = BTreeSet::new();
         for pick in picks {
             pages.insert(self.page_of(pick)?);
-            if sources {
-                groups.insert(pick.group);
+            // The details hold the CRCs, too.
+            match sources {
+                true => drop(groups.insert(pick.group)),
+                false => drop(crc_pages.insert(self.crcs_of(pick)?)),
             }
         }
         let details = try_join_all(
             groups.into_iter().map(|group| self.details(group).map_ok(move |details| (group, details))),
         );
-        let (details, blocks) = try_join(details, self.blocks(pages)).await?;
+        let crcs =
+            try_join_all(crc_pages.into_iter().map(|page| self.crcs(page).map_ok(move |crcs| (page, crcs))));
+        let (details, crcs, blocks) = try_join3(details, crcs, self.blocks(pages)).await?;
         let details: BTreeMap<u32, Arc<GroupDetails>> = details.into_iter().collect();
+        let crcs: BTreeMap<usize, Arc<[u32]>> = crcs.into_iter().collect();
         let mut rows = Vec::with_capacity(picks.len());
         for pick in picks {
             let position = self.page_of(pick)?;
             let block = blocks.get(&position).zip(self.footer.pages.get(position));
-            let source = match details.get(&pick.group) {
-                Some(details) => details.get(pick.found.row).map(|(source, _)| source),
-                None => Some(Source::NONE),
+            let about = match sources {
+                true => details.get(&pick.group).and_then(|details| details.get(pick.found.row)),
+                false => {
+                    let position = self.crcs_of(pick)?;
+                    let crcs = crcs.get(&position).zip(self.footer.crcs.get(position));
+                    let crc = crcs.and_then(|(crcs, page)| page.crc_of(pick.found.row, crcs));
+                    crc.map(|crc| (Source::NONE, crc))
+                }
             };
-            let (Some((block, page)), Some(source)) = (block, source) else {
+            let (Some((block, page)), Some(about)) = (block, about) else {
                 return Err(self.damaged(format!("{} at {} is missing", pick.found.key, pick.found.lsn)));
             };
-            let crc = pick.found.row.checked_sub(page.first_row).and_then(|row| block.crc(row));
-            rows.push(self.row(&pick.found, source, crc, block, page)?);
+            rows.push(self.row(&pick.found, about, block, page)?);
         }
         Ok(rows)
+    }
+
+    /// The CRCs of one page of them: from the cache, or by one request. They need no verification: a wrong one fits no row.
+    async fn crcs(&self, position: usize) -> Result<Arc<[u32]>, LayerError> {
+        let load = async move {
+            let page = self.footer.crcs.get(position);
+            let page = page.ok_or_else(|| self.damaged(format!("it has no page {position} of CRCs")))?;
+            let bytes = self.read(page.range()).await?;
+            let (values, _) = bytes.as_chunks::<4>();
+            Ok(IndexPart::Crcs(values.iter().map(|value| u32::from_le_bytes(*value)).collect()))
+        };
+        let number = u32::try_from(position).unwrap_or(u32::MAX);
+        match self.store.index_part(IndexKey::Crcs(self.entry.id, number), load.boxed()).await? {
+            IndexPart::Crcs(crcs) => Ok(crcs),
+            _ => Err(self.damaged("the cache holds another part of it")),
+        }
+    }
+
+    fn crcs_of(&self, pick: &Pick) -> Result<usize, LayerError> {
+        let page = self.footer.crcs_of(pick.group as usize, pick.found.row);
+        page.ok_or_else(|| self.damaged(format!("no page holds the CRC of row {}", pick.found.row)))
     }
 
     /// Which payload page holds a row, and how many bytes that has when it is decoded.
@@ -248,14 +277,13 @@ impl Layer {
     fn row(
         &self,
         found: &Found,
-        source: Source,
-        crc: Option<u32>,
+        (source, crc): (Source, u32),
         block: &Block,
         page: &PageRef,
     ) -> Result<Row, LayerError> {
         let Found { key, lsn, row, kind } = *found;
         let payload = row.checked_sub(page.first_row).and_then(|row| block.get(row));
-        let Some(payload) = payload.filter(|payload| Some(row_crc(&key, lsn, kind, payload)) == crc) else {
+        let Some(payload) = payload.filter(|payload| row_crc(&key, lsn, kind, payload) == crc) else {
             return Err(self.damaged(format!("the CRC of {key} at {lsn} is wrong")));
         };
         match Value::from_parts(kind, payload) {
@@ -279,18 +307,10 @@ impl Layer {
         }
         let mut loads = Vec::with_capacity(missing.len());
         for (span, members) in join_near(&missing) {
-            let mut ranges = vec![span];
-            let mut crcs = Vec::with_capacity(members.len());
-            for (position, _) in &members {
-                let found = self.footer.crcs_of(*position);
-                let found = found.ok_or_else(|| self.damaged(format!("page {position} has no CRCs")))?;
-                ranges.extend(found.iter().cloned());
-                crcs.push(found);
-            }
             // Started by the first page that has to be loaded; pages that someone else is loading do not start it.
-            let fetch: Fetch<'_> = self.read_all(ranges).boxed().shared();
-            for ((position, page), crcs) in members.into_iter().zip(crcs) {
-                let load = self.load_block(fetch.clone(), page, crcs).boxed();
+            let fetch: Fetch<'_> = self.read(span.clone()).boxed().shared();
+            for (position, page) in members {
+                let load = self.load_block(fetch.clone(), span.start, page).boxed();
                 let block = self.store.block(self.block_key(position), load);
                 loads.push(block.map_ok(move |block| (position, block)));
             }
@@ -303,43 +323,18 @@ impl Layer {
         (self.entry.id, u32::try_from(position).unwrap_or(u32::MAX))
     }
 
-    /// Ranges of the object in any order, at the same time, near ones joined.
-    async fn read_all(&self, mut ranges: Vec<Range<u64>>) -> Result<Parts, LayerError> {
-        ranges.sort_unstable_by_key(|range| range.start);
-        let mut spans: Vec<Range<u64>> = Vec::new();
-        for range in ranges {
-            match spans.last_mut() {
-                Some(last) if range.start.saturating_sub(last.end) <= GAP_BYTES_MAX => {
-                    last.end = last.end.max(range.end);
-                }
-                _ => spans.push(range),
-            }
-        }
-        let reads = spans.into_iter().map(|span| {
-            let start = span.start;
-            self.read(span).map_ok(move |bytes| (start, bytes))
-        });
-        Ok(try_join_all(reads).await?.into())
-    }
-
     async fn load_block(
         &self,
         fetch: Fetch<'_>,
+        start: u64,
         page: PageRef,
-        crcs: Vec<Range<u64>>,
     ) -> Result<Arc<Block>, LayerError> {
-        let parts = fetch.await?;
-        let missing = || self.damaged("a payload page lies outside what was read");
-        let end = page.offset.saturating_add(u64::from(page.size));
-        let stored = part_of(&parts, &(page.offset..end)).ok_or_else(missing)?;
-        let block = self.decode_block(stored, page.offset, &page)?;
-        let crcs: Option<Vec<&[u8]>> = crcs.iter().map(|range| part_of(&parts, range)).collect();
-        let block = block.with_crcs(crcs.ok_or_else(missing)?.into_iter());
-        Ok(Arc::new(block.ok_or_else(missing)?))
+        let bytes = fetch.await?;
+        self.decode_block(&bytes, start, &page).map(Arc::new)
     }
 
     /// A page out of bytes that begin at `start` of the object.
-    fn decode_block(&self, bytes: &[u8], start: u64, page: &PageRef) -> Result<Block, LayerError> {
+    fn decode_block(&self, bytes: &Bytes, start: u64, page: &PageRef) -> Result<Block, LayerError> {
         let from = page.offset.checked_sub(start).and_then(|from| usize::try_from(from).ok());
         let stored = from.and_then(|from| bytes.get(from..from.checked_add(page.size as usize)?));
         let stored = stored.ok_or_else(|| self.damaged("a payload page lies outside what was read"))?;
@@ -363,8 +358,7 @@ impl Layer {
             let block = self.decode_block(&bytes, first.offset, page)?;
             for found in found.by_ref().take(page.rows as usize) {
                 let details = details.get(found.row).ok_or_else(|| self.damaged("rows are missing"))?;
-                let (source, crc) = details;
-                rows.push(self.row(&found, source, Some(crc), &block, page)?);
+                rows.push(self.row(&found, details, &block, page)?);
             }
         }
         Ok(rows)
@@ -400,14 +394,6 @@ impl Layer {
         }
         Ok(events)
     }
-}
-
-/// The bytes of a range out of the parts that hold it.
-fn part_of<'a>(parts: &'a [(u64, Bytes)], range: &Range<u64>) -> Option<&'a [u8]> {
-    let after = parts.partition_point(|(start, _)| *start <= range.start);
-    let (start, bytes) = parts.get(after.checked_sub(1)?)?;
-    let at = |offset: u64| usize::try_from(offset.checked_sub(*start)?).ok();
-    bytes.get(at(range.start)?..at(range.end)?)
 }
 
 type Members = Vec<(usize, PageRef)>;

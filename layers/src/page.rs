@@ -30,8 +30,6 @@ pub(crate) struct Block {
     bytes: Box<[u8]>,
     /// Where each value's length begins.
     offsets: Box<[u32]>,
-    /// The rows' CRCs; none where whoever decoded the page has them from elsewhere.
-    crcs: Box<[u32]>,
 }
 
 impl Block {
@@ -57,22 +55,7 @@ impl Block {
         if at != bytes.len() {
             return Err("a page does not end with its last value".to_owned());
         }
-        Ok(Block { bytes: bytes.into(), offsets: offsets.into(), crcs: Box::default() })
-    }
-
-    /// The same with its rows' CRCs as they are stored: in parts, four bytes each. `None` if they are not as many as rows.
-    pub(crate) fn with_crcs<'a>(self, stored: impl Iterator<Item = &'a [u8]>) -> Option<Block> {
-        let mut crcs = Vec::with_capacity(self.offsets.len());
-        for part in stored {
-            let (values, []) = part.as_chunks::<4>() else { return None };
-            crcs.extend(values.iter().map(|value| u32::from_le_bytes(*value)));
-        }
-        (crcs.len() == self.offsets.len()).then(|| Block { crcs: crcs.into(), ..self })
-    }
-
-    /// The CRC of a row, by its number in the page.
-    pub(crate) fn crc(&self, row: u32) -> Option<u32> {
-        self.crcs.get(row as usize).copied()
+        Ok(Block { bytes: bytes.into(), offsets: offsets.into() })
     }
 
     /// The payload of a row, by its number in the page, in memory of its own.
@@ -86,7 +69,7 @@ impl Block {
 
 impl Weighed for Block {
     fn weight(&self) -> usize {
-        size_of::<Block>() + self.bytes.len() + size_of_val(&*self.offsets) + size_of_val(&*self.crcs)
+        size_of::<Block>() + self.bytes.len() + size_of_val(&*self.offsets)
     }
 }
 

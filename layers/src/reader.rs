@@ -21,7 +21,7 @@ use zenith_store::TimelinePaths;
 /// Bounds of the caches that all [`LayerStore`]s of a process share.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CacheOptions {
-    /// Bytes for key columns and footers.
+    /// Bytes for key columns, footers and rows' CRCs.
     pub index_bytes: u64,
     /// Bytes for decoded payload pages.
     pub block_bytes: u64,
@@ -43,6 +43,7 @@ pub(crate) enum IndexKey {
     Footer(Uuid),
     Keys(Uuid, u32),
     Details(Uuid, u32),
+    Crcs(Uuid, u32),
 }
 
 #[derive(Clone)]
@@ -50,6 +51,7 @@ pub(crate) enum IndexPart {
     Footer(Arc<Footer>),
     Keys(Arc<GroupKeys>),
     Details(Arc<GroupDetails>),
+    Crcs(Arc<[u32]>),
 }
 
 impl Weighed for IndexPart {
@@ -58,6 +60,7 @@ impl Weighed for IndexPart {
             IndexPart::Footer(part) => part.weight(),
             IndexPart::Keys(part) => part.weight(),
             IndexPart::Details(part) => part.weight(),
+            IndexPart::Crcs(part) => size_of_val(&**part),
         }
     }
 }

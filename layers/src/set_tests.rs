@@ -297,6 +297,42 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
     #[test]
+    fn the_newest_history_of_a_key_is_its_history_if_it_is_short_and_young_enough(
+        family in any_family(),
+        from in 0..LSN_MAX,
+        upto in 0..LSN_MAX + 20,
+        rows in 0usize..12,
+    ) {
+        run(async {
+            let set = store_family(&family, &LayerCaches::new(CacheOptions::default())).await;
+            let limit = RowLimit { rows, bytes: usize::MAX };
+            for key in keys_of(&family) {
+                let range = [KeyRange::one(key)];
+                let model = expected(&family, &range, upto, ReadMode::Serve).pop();
+                let model = model.filter(|history| {
+                    let oldest = history.rows.last().unwrap();
+                    history.started() && oldest.lsn.0 >= from && history.rows.len() <= rows
+                });
+                let model: Option<Vec<Row>> =
+                    model.map(|history| history.rows.into_iter().rev().collect());
+                // Once with nothing in the cache, once with the keys.
+                for _ in 0..2 {
+                    let found =
+                        set.newest_history(key, Lsn(from), Lsn(upto), ReadMode::Serve, limit).await.unwrap();
+                    assert_eq!(found, model);
+                }
+                let blank = |rows: Vec<Row>| -> Vec<Row> {
+                    rows.into_iter().map(|row| Row { source: crate::Source::NONE, ..row }).collect()
+                };
+                let values = set.without_sources();
+                let found =
+                    values.newest_history(key, Lsn(from), Lsn(upto), ReadMode::Serve, limit).await.unwrap();
+                assert_eq!(found, model.map(blank));
+            }
+        });
+    }
+
+    #[test]
     fn the_rows_from_the_starts_on_are_the_histories_whatever_the_limit(
         family in any_family(),
         ranges in vec(any_key_range(), 1..4),

@@ -114,7 +114,7 @@ struct Patience {
 }
 
 /// Batches that follow within this time are worth looking for: to sleep and to be woken takes as long.
-const SOON: Duration = Duration::from_micros(60);
+const SOON: Duration = Duration::from_micros(100);
 
 impl Patience {
     /// Waits for the caller's next batch.

@@ -9,12 +9,15 @@ use crate::stores::{Place, Reached};
 use anyhow::{Context, bail};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 use tempfile::TempDir;
 use zenith_layers::{CacheOptions, KeyHistory, KeyRange, ReadMode};
 use zenith_pgformat::{Fork, Lsn, RelNode};
 use zenith_reader::{ReaderCaches, ReaderOptions, RedoSource, Snapshot, Timeline, TimelineRef};
 use zenith_redo::{RedoOptions, RedoPool};
 use zenith_store::{Store, StoreSettings};
+use zenith_testkit::faults::{Fault, FaultStore, Rule};
 
 /// How often the slicer runs: at the end a page of `deep` has rows in as many delta layers.
 pub(crate) const STEPS: usize = 8;
@@ -73,19 +76,50 @@ impl PageHistory {
     }
 
     /// Opens the timeline as a new process would.
-    pub(crate) async fn timeline(&self, caches: ReaderCaches, redo: RedoSource) -> anyhow::Result<Timeline> {
+    pub(crate) async fn timeline(
+        &self,
+        place: Nearness,
+        caches: ReaderCaches,
+        redo: RedoSource,
+    ) -> anyhow::Result<Timeline> {
         let url = format!("file://{}", self.folder.display());
         let store = Store::open(&url, &StoreSettings::default())?;
         let options = ReaderOptions { caches, redo, ..ReaderOptions::new(std::env::temp_dir()) };
-        Ok(Timeline::open(&store, "main", &TimelineRef::Name("main".to_owned()), options).await?)
+        let main = TimelineRef::Name("main".to_owned());
+        if place == Nearness::Here {
+            return Ok(Timeline::open(&store, "main", &main, options).await?);
+        }
+        let distant = store.wrapped(|objects| {
+            let distant = FaultStore::new(objects, Arc::clone(&options.env.clock), 0);
+            distant.faults().add(Rule::new(Fault::Latency(LATENCY)));
+            distant
+        });
+        Ok(Timeline::open(&distant, "main", &main, options).await?)
     }
 
     /// Its end.
-    pub(crate) async fn end(&self, caches: ReaderCaches, redo: RedoSource) -> anyhow::Result<Snapshot> {
-        let timeline = self.timeline(caches, redo).await?;
+    pub(crate) async fn end(
+        &self,
+        place: Nearness,
+        caches: ReaderCaches,
+        redo: RedoSource,
+    ) -> anyhow::Result<Snapshot> {
+        let timeline = self.timeline(place, caches, redo).await?;
         Ok(timeline.snapshot(timeline.end()?).await?)
     }
 }
+
+/// How far the folder is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Nearness {
+    /// As it is.
+    Here,
+    /// Every request takes a moment more, so that those that are made at once also run at once: waves can be counted.
+    Distant,
+}
+
+/// What a request to a distant folder takes.
+const LATENCY: Duration = Duration::from_millis(3);
 
 /// Caches of these bounds, and of the default ones otherwise.
 pub(crate) fn caches(block_bytes: u64, page_bytes: u64) -> ReaderCaches {

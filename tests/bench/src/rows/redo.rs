@@ -2,7 +2,7 @@
 
 use super::Bench;
 use crate::operation::{Operation, Round, Times, cpu_with};
-use crate::page_history::{self, PageHistory, caches, pool};
+use crate::page_history::{self, Nearness, PageHistory, caches, pool};
 use anyhow::{Context, bail};
 use zenith_layers::{KeyHistory, Value};
 use zenith_pgformat::Fork;
@@ -24,7 +24,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Operation>> {
     let one = pool(1)?;
     let kinds = runtime.block_on(async {
         let source = RedoSource::running(one.clone());
-        let snapshot = history.end(caches(128 << 20, 0), source).await?;
+        let snapshot = history.end(Nearness::Here, caches(128 << 20, 0), source).await?;
         let mut kinds = Vec::new();
         for (name, table, limit, target) in [
             ("2 records (pgbench_accounts)", "pgbench_accounts", Limit::Records(2), 5),
