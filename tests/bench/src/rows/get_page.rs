@@ -66,7 +66,7 @@ impl Runs {
             }
         }
         operations.extend(self.by_layers().await?);
-        operations.push(self.from_nothing(accounts, &changed).await?);
+        operations.push(self.begun_with_nothing(accounts, &changed).await?);
         Ok(operations)
     }
 
@@ -131,7 +131,7 @@ impl Runs {
     }
 
     /// From an opened store to the page, as a process that begins does, but for starting redo.
-    async fn from_nothing(&self, node: RelNode, blocks: &[u32]) -> anyhow::Result<Operation> {
+    async fn begun_with_nothing(&self, node: RelNode, blocks: &[u32]) -> anyhow::Result<Operation> {
         let mut times = Times::default();
         for _ in 0..self.rounds {
             let mut round = Round::begin(self.cpu()?);
