@@ -1,5 +1,6 @@
 //! The one ordered key space of a timeline.
 
+use std::cmp::Ordering;
 use std::fmt;
 use zenith_manifest::KeyBytes;
 use zenith_pgformat::{Fork, Oid, RelNode, Xid};
@@ -94,8 +95,8 @@ impl Slru {
     }
 }
 
-/// A key. Fields that a class does not use are 0; the derived order is the order of [`Key::to_bytes`].
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// A key. Fields that a class does not use are 0; the order is that of the fields, and of [`Key::to_bytes`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
     /// What it names.
     pub class: KeyClass,
@@ -111,7 +112,29 @@ pub struct Key {
     pub block: u32,
 }
 
+impl Ord for Key {
+    fn cmp(&self, other: &Key) -> Ordering {
+        self.numbers().cmp(&other.numbers())
+    }
+}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Key) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 impl Key {
+    /// The fields side by side, the first one highest: rows are sorted by the million, and comparing two numbers is several
+    /// times as fast as going from field to field.
+    fn numbers(&self) -> (u128, u64) {
+        let high = u128::from(self.class as u8) << 96
+            | u128::from(self.spc) << 64
+            | u128::from(self.db) << 32
+            | u128::from(self.rel);
+        (high, u64::from(self.fork) << 32 | u64::from(self.block))
+    }
+
     const fn of(class: KeyClass, spc: u32, db: u32, rel: u32, fork: u8, block: u32) -> Key {
         Key { class, spc, db, rel, fork, block }
     }

@@ -21,6 +21,11 @@ pub const GROUP_ROWS_MAX: usize = 64 << 10;
 /// ... or this many bytes of payload.
 pub const GROUP_PAYLOAD_BYTES_MAX: usize = 16 << 20;
 
+/// zstd's level.
+const LEVEL: i32 = 1;
+/// The same for pages.
+const IMAGE_LEVEL: i32 = 2;
+
 /// Columns that a search needs: the key, LSN and kind. They come first and lie together.
 pub(crate) const KEY_COLUMNS: [&str; 8] =
     ["class", "spcnode", "dbnode", "relnode", "fork", "block", "lsn", "kind"];
@@ -58,11 +63,16 @@ pub(crate) fn row_schema() -> SchemaRef {
 }
 
 /// How the columns of an image or delta layer are encoded.
-pub(crate) fn row_properties() -> Result<WriterProperties, LayerError> {
+///
+/// Pages of relations are stored once and kept long: at level 2 those of an index take a quarter less than at level 1, in
+/// about the same time; level 3 and above take more time and little less space (measured).
+pub(crate) fn row_properties(kind: LayerKind) -> Result<WriterProperties, LayerError> {
     let sorting = (0..SORTED_COLUMNS).filter_map(|column| i32::try_from(column).ok());
     let sorting =
         sorting.map(|column_idx| SortingColumn { column_idx, descending: false, nulls_first: false });
+    let level = if kind == LayerKind::Image { IMAGE_LEVEL } else { LEVEL };
     let mut properties = properties()?
+        .set_compression(zstd(level)?)
         .set_dictionary_enabled(false)
         .set_encoding(Encoding::DELTA_BINARY_PACKED)
         .set_statistics_enabled(EnabledStatistics::None)
@@ -82,13 +92,17 @@ pub(crate) fn row_properties() -> Result<WriterProperties, LayerError> {
 
 /// What all layers share.
 pub(crate) fn properties() -> Result<WriterPropertiesBuilder, LayerError> {
-    let level = ZstdLevel::try_new(1).map_err(|error| LayerError::Encode(error.to_string()))?;
     Ok(WriterProperties::builder()
         .set_created_by(concat!("zenith ", env!("CARGO_PKG_VERSION")).to_owned())
-        .set_compression(Compression::ZSTD(level))
+        .set_compression(zstd(LEVEL)?)
         .set_data_page_size_limit(DATA_PAGE_BYTES)
         .set_data_page_row_count_limit(GROUP_ROWS_MAX)
         .set_max_row_group_row_count(None))
+}
+
+fn zstd(level: i32) -> Result<Compression, LayerError> {
+    let level = ZstdLevel::try_new(level).map_err(|error| LayerError::Encode(error.to_string()))?;
+    Ok(Compression::ZSTD(level))
 }
 
 /// The name of a kind in a footer.

@@ -63,7 +63,7 @@ impl LayerWriter {
         if lsn_from > lsn_to || !lsn_to.is_valid() {
             return Err(LayerError::Refused(format!("no row can lie above {lsn_from} and up to {lsn_to}")));
         }
-        let groups = GroupWriter::new(options.about, &row_schema(), row_properties()?)?;
+        let groups = GroupWriter::new(options.about, &row_schema(), row_properties(options.about.kind)?)?;
         Ok(LayerWriter { groups, base: options.base, last: None })
     }
 

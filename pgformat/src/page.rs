@@ -142,8 +142,8 @@ fn checksum_by_lanes(page: &Page, block: u32) -> u16 {
         if index == 0 {
             words[CHECKSUM_OFFSET / 4] &= 0xFFFF_0000; // The checksum itself counts as zero.
         }
-        for (sum, word) in sums.iter_mut().zip(words) {
-            *sum = mix(*sum, word);
+        for (sum, word) in sums.iter_mut().zip(&words) {
+            *sum = mix(*sum, *word);
         }
     }
     let folded = sums.iter().fold(0, |folded, sum| folded ^ mix(mix(*sum, 0), 0));

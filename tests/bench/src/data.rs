@@ -17,6 +17,10 @@ const CONF: &[&str] = &[
     "autovacuum = off",
 ];
 
+/// Lines of a primary that makes no checkpoint of its own: after the one that a base image begins with, a page's image is
+/// logged once.
+const ONE_CHECKPOINT: &[&str] = &["max_wal_size = 1TB", "checkpoint_timeout = 1d"];
+
 /// A primary with pgbench's tables, which copies its WAL to a plain directory.
 pub(crate) struct Primary {
     /// The server, running.
@@ -27,9 +31,18 @@ pub(crate) struct Primary {
 impl Primary {
     /// One with pgbench's tables at this scale; a checkpoint and a switch of segments come last.
     pub(crate) fn new(scale: u32) -> anyhow::Result<Primary> {
+        Primary::configured(scale, &[])
+    }
+
+    /// The same, without checkpoints while it works.
+    pub(crate) fn without_checkpoints(scale: u32) -> anyhow::Result<Primary> {
+        Primary::configured(scale, ONE_CHECKPOINT)
+    }
+
+    fn configured(scale: u32, conf: &[&str]) -> anyhow::Result<Primary> {
         let archive = pg::server_dir();
         let mut options = PgOptions::default().initdb("--data-checksums");
-        options.conf = CONF.iter().map(|line| (*line).to_owned()).collect();
+        options.conf = CONF.iter().chain(conf).map(|line| (*line).to_owned()).collect();
         let options = options.conf(&format!("archive_command = 'cp %p {}/%f'", archive.path().display()));
         let server = Pg::start_new(&options);
         let primary = Primary { server, archive };

@@ -18,6 +18,13 @@ struct History {
 }
 
 pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let mut lines = with_checkpoints(bench)?;
+    lines.extend(without_checkpoints(bench)?);
+    Ok(lines)
+}
+
+/// PostgreSQL's checkpoints, `max_wal_size` 1 GB.
+fn with_checkpoints(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     Bench::at_each_place(|place| {
         let primary = Primary::new(bench.scale)?;
         let history = History::begin(bench, &primary, place)?;
@@ -31,6 +38,21 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         lines.extend(history.restores(bench, &what)?);
         Ok(lines)
     })
+}
+
+/// One checkpoint, and so few images of pages: most of a restore is redo. In a folder, on one core too.
+fn without_checkpoints(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let place = Place::Folder;
+    let primary = Primary::without_checkpoints(bench.scale)?;
+    let history = History::begin(bench, &primary, place)?;
+    history.push(&primary.archived()?)?;
+    let segments = primary.load(bench.segments)?;
+    history.push(&segments)?;
+    time(&mut history.ours.zenith("zenith_slicedice"))?;
+    let what = format!("restore, {} segments of WAL, one checkpoint, {}", segments.len(), place.name());
+    let mut lines = history.restores(bench, &what)?;
+    lines.insert(1, history.restores_on_one_core(bench, &what)?);
+    Ok(lines)
 }
 
 impl History {
@@ -111,6 +133,21 @@ impl History {
             line(&answer, "zenith_restore", our_answers, ""),
             line(&answer, "pgBackRest restore, PostgreSQL's recovery", their_answers, ""),
         ])
+    }
+
+    /// One redo worker, and nothing beside it.
+    fn restores_on_one_core(&self, bench: &Bench, what: &str) -> anyhow::Result<Line> {
+        let mut runs = Runs::default();
+        for _ in 0..bench.repeats {
+            let home = pg::server_dir();
+            let restore = self.ours.zenith("zenith_restore");
+            let mut command = pg::command("taskset");
+            command.args(["-c", "0"]).arg(restore.get_program());
+            command.envs(restore.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            runs.push(time(command.arg("-D").arg(home.path().join("data")))?);
+        }
+        let (what, tool) = (what.to_owned(), "zenith_restore on one core, one redo worker".to_owned());
+        Ok(Line { what, tool, runs, work: None, note: String::new() })
     }
 
     fn requests(&self, before: Option<[u64; 3]>) -> String {
