@@ -137,7 +137,11 @@ fn value(draft: &Draft<'_>, index: usize, block: &BlockRef) -> Result<Value, Ing
     if image.is_none() && record.rmgr == RmgrId::GIN && record.op() == GIN_SPLIT && block.id == 3 {
         return Ok(Value::Edit(Edit::GinFinishSplit.encode()));
     }
-    let trimmed = trim::for_block(record, index);
+    let mut trimmed = trim::for_block(record, index);
+    if trimmed.as_ptr() == record.raw.as_ptr() {
+        // A copy of its own: a record that needs no trimming is a slice of the segment it was read from.
+        trimmed = Bytes::copy_from_slice(&trimmed);
+    }
     Ok(if image.is_some() || block.will_init { Value::InitRecord(trimmed) } else { Value::Record(trimmed) })
 }
 

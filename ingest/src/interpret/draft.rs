@@ -23,8 +23,7 @@ pub struct Context {
 /// What one record changes.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Changes {
-    /// Values, each of another key, all at the record's end; in key order. A record that needed no trimming is a slice of
-    /// the segment that it was read from: who keeps it for long copies it.
+    /// Values, each of another key, all at the record's end; in key order.
     pub rows: Vec<Row>,
     /// What happened, for targets; at most one today.
     pub events: Vec<Event>,
