@@ -5,6 +5,7 @@ mod measure;
 mod operation;
 mod page_history;
 mod peers;
+mod plot;
 mod proxy;
 mod rows;
 mod stores;
@@ -32,13 +33,17 @@ struct Options {
     /// Where to keep the history that `redo` and `get-page` read, for the next run.
     #[arg(long)]
     history: Option<PathBuf>,
+    /// Where `growth` draws its plot, as SVG.
+    #[arg(long)]
+    plot: Option<PathBuf>,
 }
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     eprintln!("pgBackRest: {}", peers::PgBackRest::version()?);
     let (repeats, scale, segments) = (options.repeats.max(1), options.scale, options.segments.max(2));
-    let bench = Bench { stores: Stores::new()?, repeats, scale, segments, history: options.history };
+    let (history, plot) = (options.history, options.plot);
+    let bench = Bench { stores: Stores::new()?, repeats, scale, segments, history, plot };
     let rows = if options.rows.is_empty() { Row::value_variants().to_vec() } else { options.rows };
     let mut measured = Measured::default();
     for row in rows {

@@ -3,6 +3,7 @@
 mod archive;
 pub(crate) mod base;
 mod get_page;
+mod growth;
 mod redo;
 mod restore;
 mod slice;
@@ -24,6 +25,8 @@ pub(crate) struct Bench {
     pub(crate) segments: usize,
     /// Where the history that single pages are read from is kept; made where it is missing.
     pub(crate) history: Option<PathBuf>,
+    /// Where `growth` draws its plot.
+    pub(crate) plot: Option<PathBuf>,
 }
 
 /// What rows measured.
@@ -82,6 +85,8 @@ pub(crate) enum Row {
     Redo,
     /// Reading single pages in this process.
     GetPage,
+    /// Each command on a sixteenth, a quarter and all of the data.
+    Growth,
 }
 
 impl Row {
@@ -94,6 +99,7 @@ impl Row {
             Row::Restore => restore::run(bench)?.into(),
             Row::Redo => redo::run(bench)?.into(),
             Row::GetPage => get_page::run(bench)?.into(),
+            Row::Growth => growth::run(bench)?.into(),
         })
     }
 }
