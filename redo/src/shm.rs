@@ -32,17 +32,17 @@ pub const STARTING: u32 = 0;
 /// [`Header::state`]: the process is in its sandbox and takes batches.
 pub const READY: u32 = 1;
 
-/// [`Item::status`]: not finished.
+/// [`ItemHead::status`]: not finished.
 pub const PENDING: u32 = 0;
-/// [`Item::status`]: the page is done.
+/// [`ItemHead::status`]: the page is done.
 pub const DONE: u32 = 1;
-/// [`Item::status`]: the change at `change` found no base page.
+/// [`ItemHead::status`]: the change at `change` found no base page.
 pub const LOST_BASE: u32 = 2;
-/// [`Item::status`]: PostgreSQL raised an error at `change`.
+/// [`ItemHead::status`]: PostgreSQL raised an error at `change`.
 pub const FAILED: u32 = 3;
-/// [`Item::status`]: the record at `change` cannot be redone for this block.
+/// [`ItemHead::status`]: the record at `change` cannot be redone for this block.
 pub const BAD_RECORD: u32 = 4;
-/// [`Item::status`]: the edit at `change` cannot be applied.
+/// [`ItemHead::status`]: the edit at `change` cannot be applied.
 pub const BAD_EDIT: u32 = 5;
 
 /// [`ChangeHeader::kind`]: a WAL record.
