@@ -3,7 +3,7 @@
 use crate::row::{Row, row_crc};
 use parquet::data_type::ByteArray;
 
-/// One column of the open row group. Numbers without sign stand in the type of their width that has one, as Parquet
+/// Part of one column of a row group. Numbers without sign stand in the type of their width that has one, as Parquet
 /// keeps them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Column<'a> {
@@ -12,7 +12,7 @@ pub(crate) enum Column<'a> {
     Bytes(&'a [ByteArray]),
 }
 
-/// The columns of the open row group, in the order of the schema.
+/// Lines that are not encoded yet, as columns in the order of the schema.
 pub(crate) trait Columns: Default {
     /// What a line of the table is.
     type Line;

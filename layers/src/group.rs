@@ -10,6 +10,11 @@ use parquet::file::properties::WriterProperties;
 use zenith_manifest::KeyBytes;
 use zenith_pgformat::Lsn;
 
+/// Lines are handed to the encoder this many at a time ...
+const BATCH_ROWS: usize = 4096;
+/// ... or this many bytes of payload.
+const BATCH_PAYLOAD_BYTES: usize = 1 << 20;
+
 /// One line of a layer's table: a row, or an event.
 pub(crate) trait Line: Sized {
     /// What it is written as.
@@ -26,11 +31,11 @@ pub(crate) trait Line: Sized {
 pub(crate) struct GroupWriter<L: Line> {
     about: About,
     encoder: ObjectEncoder,
-    columns: L::Columns,
+    batch: L::Columns,
+    batch_rows: usize,
+    batch_bytes: usize,
     group: OpenGroup,
     rows: u64,
-    /// Bytes of payload in the groups that are encoded.
-    encoded_payload: u64,
 }
 
 impl<L: Line> std::fmt::Debug for GroupWriter<L> {
@@ -48,10 +53,11 @@ impl<L: Line> GroupWriter<L> {
         Ok(GroupWriter {
             about,
             encoder: ObjectEncoder::new(schema, properties)?,
-            columns: L::Columns::default(),
+            batch: L::Columns::default(),
+            batch_rows: 0,
+            batch_bytes: 0,
             group: OpenGroup::EMPTY,
             rows: 0,
-            encoded_payload: 0,
         })
     }
 
@@ -65,9 +71,14 @@ impl<L: Line> GroupWriter<L> {
         if self.group.is_full_before(bytes) {
             self.end_group()?;
         }
-        self.columns.push(line);
+        self.batch.push(line);
+        self.batch_rows += 1;
+        self.batch_bytes = self.batch_bytes.saturating_add(bytes);
         self.group.add(line.key(), line.lsn(), bytes);
         self.rows += 1;
+        if self.batch_rows >= BATCH_ROWS || self.batch_bytes >= BATCH_PAYLOAD_BYTES {
+            self.write_batch()?;
+        }
         Ok(())
     }
 
@@ -75,21 +86,22 @@ impl<L: Line> GroupWriter<L> {
         self.rows
     }
 
-    /// About how large the object would be if it were finished now: what is encoded, and the open group as if it were to
-    /// shrink as much as those before it.
+    /// About how large the object would be if it were finished now.
     pub(crate) fn estimated_bytes(&self) -> u64 {
-        let (encoded, open) = (self.encoder.bytes_written(), self.group.payload_bytes as u64);
-        let shrunk = match u128::from(self.encoded_payload) {
-            0 => open,
-            before => (u128::from(open) * u128::from(encoded) / before) as u64,
-        };
-        encoded.saturating_add(shrunk.min(open))
+        self.encoder.estimated_bytes().saturating_add(self.batch_bytes as u64)
+    }
+
+    fn write_batch(&mut self) -> Result<(), LayerError> {
+        self.encoder.write(&self.batch.list())?;
+        self.batch.clear();
+        self.batch_rows = 0;
+        self.batch_bytes = 0;
+        Ok(())
     }
 
     fn end_group(&mut self) -> Result<(), LayerError> {
-        self.encoder.write_group(&self.columns.list(), self.group.entry())?;
-        self.encoded_payload += self.group.payload_bytes as u64;
-        self.columns.clear();
+        self.write_batch()?;
+        self.encoder.end_group(self.group.entry())?;
         self.group = OpenGroup::EMPTY;
         Ok(())
     }

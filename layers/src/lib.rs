@@ -2,6 +2,7 @@
 //! a manifest version are searched. What a value means is its writer's business.
 
 pub mod cache;
+mod chunk;
 mod columns;
 pub mod error;
 pub mod events;

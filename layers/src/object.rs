@@ -1,5 +1,6 @@
 //! A layer object as it is encoded: its row groups, their CRCs, the footer.
 
+use crate::chunk::ChunkEncoder;
 use crate::columns::Column;
 use crate::error::LayerError;
 use crate::schema::{GroupEntry, KEY_COLUMNS, PAYLOAD_COLUMN, Properties};
@@ -7,13 +8,10 @@ use crate::writer::FinishedLayer;
 use arrow_schema::SchemaRef;
 use bytes::Bytes;
 use parquet::arrow::ArrowSchemaConverter;
-use parquet::column::writer::{ColumnCloseResult, ColumnWriter, get_column_writer};
-use parquet::data_type::ByteArray;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::RowGroupMetaData;
-use parquet::file::page_index::offset_index::PageLocation;
-use parquet::file::properties::{WriterProperties, WriterPropertiesPtr};
-use parquet::file::writer::{SerializedFileWriter, SerializedPageWriter, TrackedWrite};
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::ColumnDescPtr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,6 +22,10 @@ use zenith_pgformat::Lsn;
 /// A Parquet object in memory that grows by row groups.
 pub(crate) struct ObjectEncoder {
     writer: SerializedFileWriter<Vec<u8>>,
+    /// The columns of the open row group.
+    open: Vec<ChunkEncoder>,
+    /// Size of their complete pages; it is asked for with every line.
+    open_bytes: usize,
     groups: Vec<GroupEntry>,
 }
 
@@ -32,29 +34,42 @@ impl ObjectEncoder {
     pub(crate) fn new(schema: &SchemaRef, properties: WriterProperties) -> Result<ObjectEncoder, LayerError> {
         let schema = ArrowSchemaConverter::new().convert(schema).map_err(encode)?;
         let writer = SerializedFileWriter::new(Vec::new(), schema.root_schema_ptr(), Arc::new(properties));
-        Ok(ObjectEncoder { writer: writer.map_err(encode)?, groups: Vec::new() })
+        Ok(ObjectEncoder {
+            writer: writer.map_err(encode)?,
+            open: Vec::new(),
+            open_bytes: 0,
+            groups: Vec::new(),
+        })
     }
 
-    /// Size of the row groups that are encoded.
-    pub(crate) fn bytes_written(&self) -> u64 {
-        self.writer.bytes_written() as u64
+    /// About how large the object would be if it ended now.
+    pub(crate) fn estimated_bytes(&self) -> u64 {
+        (self.writer.bytes_written() + self.open_bytes) as u64
     }
 
-    /// Encodes a row group. `entry`: what is known of it but for the CRCs.
-    pub(crate) fn write_group(
-        &mut self,
-        columns: &[Column<'_>],
-        entry: GroupEntry,
-    ) -> Result<(), LayerError> {
-        let (descriptor, properties) = (self.writer.schema_descr().clone(), self.writer.properties().clone());
-        if columns.len() != descriptor.num_columns() {
-            return Err(LayerError::Encode(format!("{} columns for the schema's", columns.len())));
+    /// Adds lines to the open row group.
+    pub(crate) fn write(&mut self, columns: &[Column<'_>]) -> Result<(), LayerError> {
+        if self.open.is_empty() {
+            let (schema, properties) = (self.writer.schema_descr(), self.writer.properties());
+            let chunk = |column: &ColumnDescPtr| ChunkEncoder::new(column.clone(), properties.clone());
+            self.open = schema.columns().iter().map(chunk).collect();
         }
+        if self.open.len() != columns.len() {
+            return Err(LayerError::Encode(format!("{} columns for {}", columns.len(), self.open.len())));
+        }
+        self.open.iter_mut().zip(columns).try_for_each(|(chunk, column)| chunk.write(column))?;
+        self.open_bytes = self.open.iter().map(ChunkEncoder::bytes_written).sum();
+        Ok(())
+    }
+
+    /// Ends the open row group. `entry`: what is known of it but for the CRCs.
+    pub(crate) fn end_group(&mut self, entry: GroupEntry) -> Result<(), LayerError> {
         let mut group = self.writer.next_row_group().map_err(encode)?;
-        for (number, column) in columns.iter().enumerate() {
-            let (bytes, close) = encode_column(descriptor.column(number), properties.clone(), column)?;
+        for chunk in self.open.drain(..) {
+            let (bytes, close) = chunk.finish()?;
             group.append_column(&bytes, close).map_err(encode)?;
         }
+        self.open_bytes = 0;
         let group = group.close().map_err(encode)?;
         // What was written lies in the writer's own buffer until then.
         self.writer.flush().map_err(|error| LayerError::Encode(error.to_string()))?;
@@ -123,44 +138,6 @@ impl ObjectEncoder {
         };
         Ok(FinishedLayer { entry, object })
     }
-}
-
-/// One column chunk as it is stored, its offsets counted from its own beginning.
-fn encode_column(
-    descriptor: ColumnDescPtr,
-    properties: WriterPropertiesPtr,
-    column: &Column<'_>,
-) -> Result<(Bytes, ColumnCloseResult), LayerError> {
-    let mut chunk = TrackedWrite::new(Vec::new());
-    let pages = Box::new(SerializedPageWriter::new(&mut chunk));
-    let mut writer = get_column_writer(descriptor, properties, pages);
-    let written = match (&mut writer, column) {
-        (ColumnWriter::Int32ColumnWriter(writer), Column::Int32(values)) => {
-            writer.write_batch(values, None, None)
-        }
-        (ColumnWriter::Int64ColumnWriter(writer), Column::Int64(values)) => {
-            writer.write_batch(values, None, None)
-        }
-        (ColumnWriter::ByteArrayColumnWriter(writer), Column::Bytes(values)) => {
-            writer.write_batch(values, None, None)
-        }
-        _ => return Err(LayerError::Encode("a column of another type than the schema's".to_owned())),
-    };
-    written.map_err(encode)?;
-    let mut close = writer.close().map_err(encode)?;
-    if let (Some(index), Column::Bytes(values)) = (&mut close.offset_index, column) {
-        index.unencoded_byte_array_data_bytes = Some(plain_bytes(index.page_locations(), values));
-    }
-    Ok((Bytes::from(chunk.into_inner().map_err(encode)?), close))
-}
-
-/// Bytes of the values of each page. Parquet's writer counts them only where it also keeps the lowest and highest value,
-/// which for payloads nobody asks for.
-fn plain_bytes(pages: &[PageLocation], values: &[ByteArray]) -> Vec<i64> {
-    let starts = pages.iter().map(|page| usize::try_from(page.first_row_index).unwrap_or(usize::MAX));
-    let ends = starts.clone().skip(1).chain([values.len()]);
-    let bytes = |(start, end)| values.get(start..end).unwrap_or_default().iter().map(ByteArray::len).sum();
-    starts.zip(ends).map(bytes).map(|bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX)).collect()
 }
 
 /// What a layer's writer knows before the first row.

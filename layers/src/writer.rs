@@ -40,8 +40,8 @@ impl WriterOptions {
 
 /// Writes one image or delta layer into memory.
 ///
-/// It holds the encoded object so far, and the rows of the open row group (at most 16 MB of payload, or one longer one),
-/// whose payloads it shares with whoever pushed them.
+/// It holds the encoded object so far, the open row group's encoded pages (at most 16 MB of payload before
+/// compression) and a batch of about 1 MB that is not encoded yet, whose payloads it shares with whoever pushed them.
 #[derive(Debug)]
 pub struct LayerWriter {
     groups: GroupWriter<Row>,
