@@ -201,6 +201,14 @@ impl Layer {
     /// The rows of some places, in the order given: one wave of requests, near ones joined. Without `sources` nothing is
     /// read of where they come from.
     pub(crate) async fn fetch(&self, picks: &[Pick], sources: bool) -> Result<Vec<Row>, LayerError> {
+        match self.fetch_once(picks, sources).await {
+            // It may be a page of CRCs alone that was read wrong and is cached; those of the details are verified.
+            Err(LayerError::Damaged { .. }) if !sources => self.fetch_once(picks, true).await,
+            fetched => fetched,
+        }
+    }
+
+    async fn fetch_once(&self, picks: &[Pick], sources: bool) -> Result<Vec<Row>, LayerError> {
         let mut pages = BTreeSet::new();
         let mut crc_pages = BTreeSet::new();
         let mut groups = BTreeSet::new();

@@ -417,8 +417,11 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let Some(process) = self.process.take() {
-            self.shared.release(process);
+        match self.process.take() {
+            Some(process) if process.is_idle() => self.shared.release(process),
+            // Whoever was to wait for it never did: what it still writes must meet no other batch.
+            Some(_) => self.shared.give_up(),
+            None => {}
         }
     }
 }

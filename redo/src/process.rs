@@ -118,6 +118,11 @@ impl Process {
         }
     }
 
+    /// Whether all that was asked of it is answered.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.region.header().answered.load(Ordering::SeqCst) == self.turn
+    }
+
     /// Whether the batch is answered within a moment: looks so often, then sleeps for at most this long.
     pub(crate) fn is_answered_soon(&self, spins: u32, limit: Duration) -> bool {
         let (header, turn) = (self.region.header(), self.turn);

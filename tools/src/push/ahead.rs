@@ -7,6 +7,7 @@
 //! or if it cannot be read or is old, the file is pushed again, which changes nothing.
 
 use crate::cli::Settings;
+use crate::cli::deadline::ARCHIVING;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
@@ -31,10 +32,13 @@ pub(super) const AHEAD_MAX: usize = 1024;
 const PARALLEL_MAX: u64 = 4;
 /// Content of segments on their way at the same time.
 const PARALLEL_BYTES: u64 = 64 << 20;
-/// PostgreSQL waits meanwhile, and a server that shuts down waits for it.
+/// PostgreSQL waits meanwhile, and a server that shuts down waits for it: after this time no further segment is begun.
 const LIMIT: Duration = Duration::from_secs(5);
-/// Records older than this count for nothing: a store may have been exchanged.
-const RECORD_AGE_MAX: u64 = 600;
+/// Those that are on their way then are waited for, but not for longer than this.
+const LAST_LIMIT: Duration = Duration::from_secs(30);
+/// In seconds. A record counts no longer than a push may take: what happens to a name or a store between its look at the name
+/// and its end, neither of them sees.
+const RECORD_AGE_MAX: u64 = ARCHIVING.as_secs();
 
 /// A record of a segment that was archived before its turn.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -118,8 +122,8 @@ pub(super) struct Ahead<'a> {
 }
 
 impl Ahead<'_> {
-    /// Archives up to `count` segments that wait beside `path`, which was just archived, for [`LIMIT`] at most. What does
-    /// not succeed is left for its turn, which will tell why. Answers with how many were archived.
+    /// Archives up to `count` segments that wait beside `path`, which was just archived. What does not succeed is left for
+    /// its turn, which will tell why; nothing is begun after that, nor after [`LIMIT`]. Answers with how many were archived.
     pub(super) async fn push_waiting(self, path: &Path, count: usize) -> usize {
         let directory = status_directory(path);
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
@@ -131,20 +135,26 @@ impl Ahead<'_> {
         let pushing = async {
             let names = listing.await.unwrap_or_default();
             let parallel = (PARALLEL_BYTES / self.archive.segment_size().bytes()).clamp(1, PARALLEL_MAX);
+            let failed = Cell::new(false);
+            let begun = self.env.clock.elapsed();
+            let goes_on = || !failed.get() && self.env.clock.elapsed().saturating_sub(begun) < LIMIT;
             let mut pushes = futures::stream::iter(names)
+                .take_while(|_| std::future::ready(goes_on()))
                 .map(|name| self.push_one(path.with_file_name(name), &directory))
                 .buffer_unordered(usize::try_from(parallel).unwrap_or(1));
             while let Some(outcome) = pushes.next().await {
-                if let Err(error) = outcome {
-                    tracing::warn!("a segment was not archived ahead of its turn: {error:#}");
-                    break;
+                match outcome {
+                    Ok(()) => pushed.set(pushed.get() + 1),
+                    Err(error) => {
+                        tracing::warn!("a segment was not archived ahead of its turn: {error:#}");
+                        failed.set(true);
+                    }
                 }
-                pushed.set(pushed.get() + 1);
             }
         };
         tokio::select! {
             () = pushing => {}
-            () = self.env.clock.sleep(LIMIT) => {}
+            () = self.env.clock.sleep(LAST_LIMIT) => {}
         }
         pushed.get()
     }

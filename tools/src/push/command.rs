@@ -43,7 +43,7 @@ The same file again succeeds, other bytes under the same name fail and change no
 the data directory around them, or of the current directory, must be of the timeline's cluster. Every failure exits with 1 within a minute and says why: PostgreSQL keeps the file
 and tries again.
 
-With --ahead N a push goes on, for 5 seconds at most, with up to N further segments that PostgreSQL has marked as ready,
+With --ahead N a push goes on, for 5 seconds, with up to N further segments that PostgreSQL has marked as ready,
 several at a time; when their turn comes, there is nothing left to do. That is for stores that are far away, and for working
 off a backlog. A record of each lies in pg_wal/archive_status until its turn; without it the segment is pushed again.")]
     Wal {

@@ -18,7 +18,7 @@ use zenith_store::Env;
 /// The most threads that compress one segment.
 const THREADS_MAX: usize = 4;
 /// After a push that took longer, nothing is pushed ahead: the store is slow, and the answer due.
-const QUICK: Duration = Duration::from_secs(20);
+const QUICK: Duration = Duration::from_secs(5);
 
 /// What archiving a file came to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -103,6 +103,8 @@ pub(crate) struct Target {
     directories: Arc<Mutex<BTreeSet<PathBuf>>>,
     /// Files that are complete and not synced yet, and their paths.
     unsynced: Arc<Mutex<Vec<(File, PathBuf)>>>,
+    /// Held by whoever syncs files.
+    syncing: Arc<Mutex<()>>,
     abandoned: Abandoned,
 }
 
@@ -113,8 +115,8 @@ type Abandoned = Arc<RwLock<bool>>;
 impl Target {
     /// A target at `root`, which must be absolute. Makes nothing yet.
     pub(crate) fn new(root: &Path, group_access: bool, owner: Option<Owner>, sync: bool) -> Target {
-        let (directories, unsynced, abandoned) = Default::default();
-        Target { root: root.into(), group_access, owner, sync, directories, unsynced, abandoned }
+        let (directories, unsynced, syncing, abandoned) = Default::default();
+        Target { root: root.into(), group_access, owner, sync, directories, unsynced, syncing, abandoned }
     }
 
     /// What takes back everything written here, should the restore fail.
@@ -253,14 +255,16 @@ impl Target {
         if unsynced.len() < UNSYNCED_MAX {
             return Ok(());
         }
-        let files = std::mem::take(&mut *unsynced);
         drop(unsynced);
-        sync_all(files)
+        self.sync_files()
     }
 
-    /// Syncs all files that are complete; those that another thread has begun to sync are its own business.
+    /// Syncs all files that are complete. One thread at a time does, and the others wait with the one file that each has just
+    /// completed, so that no more files are open than a process may have.
     pub(crate) fn sync_files(&self) -> Result<()> {
-        sync_all(std::mem::take(&mut *self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)))
+        let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = std::mem::take(&mut *self.unsynced.lock().unwrap_or_else(PoisonError::into_inner));
+        sync_all(files)
     }
 
     /// Begins to write part of a file to the disk, so that the disk is at work before the file is complete. Only a hint:
