@@ -34,9 +34,12 @@ impl<S: Sink> Slicer<S> {
         let name = |tli, segment| SegmentName(tli, segment, size).to_string();
         let mut later = None;
         for of in self.path.from(tli) {
-            match self.source.highest(of, segment).await? {
-                // It arrived just now.
-                Some(found) if of == tli && found == segment => return Ok(None),
+            // The segment's own TLI was listed a moment ago, when it was looked for.
+            let highest = match of == tli {
+                true => self.source.highest_listed(of),
+                false => self.source.highest(of, segment).await?,
+            };
+            match highest {
                 Some(found) if found > segment => later = Some(name(of, found)),
                 _ => {}
             }

@@ -86,7 +86,12 @@ impl Source {
     /// The highest archived segment of a TLI from `from` on, asked anew.
     pub(super) async fn highest(&mut self, tli: Tli, from: u64) -> Result<Option<u64>, IngestError> {
         self.list(tli, from).await?;
-        Ok(self.listed.get(&tli).and_then(|segments| segments.last().copied()))
+        Ok(self.highest_listed(tli))
+    }
+
+    /// The same, as it was when the TLI was last listed.
+    pub(super) fn highest_listed(&self, tli: Tli) -> Option<u64> {
+        self.listed.get(&tli).and_then(|segments| segments.last().copied())
     }
 
     fn knows(&self, tli: Tli, segment: u64) -> bool {

@@ -33,6 +33,7 @@ struct World {
     calm: ManifestStore,
     archive: WalArchive,
     faults: Faults,
+    options: SlicerOptions,
     segments: Vec<Vec<u8>>,
     end: Lsn,
 }
@@ -100,7 +101,9 @@ impl World {
         let options = StoreOptions { store: Some("file:///unused".to_owned()), ..StoreOptions::default() };
         let settings = options.merge(config::ConfigFile::default()).expect("settings");
         assert_eq!(settings.timeline, TimelineChoice::Name("main".to_owned()));
-        let world = World { session, settings, calm: manifest, archive, faults, segments, end };
+        // Small, so that there are several commits.
+        let options = SlicerOptions { arena_bytes: 100_000, ..SlicerOptions::default() };
+        let world = World { session, settings, calm: manifest, archive, faults, options, segments, end };
         world.archive(&[2, 3]).await;
         world
     }
@@ -114,8 +117,7 @@ impl World {
     }
 
     async fn run(&self) -> Run {
-        let options = SlicerOptions { arena_bytes: 100_000, ..SlicerOptions::default() };
-        Run::open(self.session.clone(), &self.settings, options).await.expect("opened")
+        Run::open(self.session.clone(), &self.settings, self.options).await.expect("opened")
     }
 
     async fn sliced(&self) -> Lsn {
