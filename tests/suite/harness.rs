@@ -45,7 +45,8 @@ impl Chain {
         for store in stores.iter().flatten() {
             archive_command.push_str(&format!("{} wal --store {} %p && ", push.display(), store.url()));
         }
-        archive_command.push_str(&format!("cp %p {}/%f", plain.path().display()));
+        // A standby that archives too may copy the same file at the same moment, of which cp makes an error.
+        archive_command.push_str(&format!("cat %p > {}/%f", plain.path().display()));
         let mut options = options
             .conf("archive_mode = on")
             .conf(&format!("archive_command = '{archive_command}'"))
