@@ -292,24 +292,13 @@ fn push_crcs(
     rows: u32,
     chunk: &Range<u64>,
 ) -> Option<()> {
-    let locations = index.page_locations();
-    if locations.first()?.first_row_index != 0 {
-        return None;
-    }
-    let ends = locations.iter().skip(1).map(|next| next.first_row_index).chain([i64::from(rows)]);
-    let mut at = chunk.start;
-    for (location, end) in locations.iter().zip(ends) {
-        let first_row = u32::try_from(location.first_row_index).ok()?;
-        let rows = u32::try_from(end.checked_sub(location.first_row_index)?).ok()?;
-        if u64::try_from(location.offset).ok()? != at || rows == 0 {
-            return None;
-        }
+    for StoredPage { at, size, first_row, rows } in stored_pages(index, rows, chunk)? {
         // A header of some bytes, then the values.
-        at = at.checked_add(u64::try_from(location.compressed_page_size).ok()?)?;
-        let offset = at.checked_sub(u64::from(rows) * CRC_BYTES).filter(|offset| *offset > chunk.start)?;
+        let end = at.checked_add(u64::from(size))?;
+        let offset = end.checked_sub(u64::from(rows) * CRC_BYTES).filter(|offset| *offset > chunk.start)?;
         crcs.push(CrcPage { offset, first_row, rows });
     }
-    (at == chunk.end).then_some(())
+    Some(())
 }
 
 /// Adds the pages of one row group: they must cover all its rows and lie, one after the other, in its payload chunk.
@@ -319,25 +308,49 @@ fn push_pages(
     rows: u32,
     payload: &Range<u64>,
 ) -> Option<()> {
-    let locations = index.page_locations();
+    let stored = stored_pages(index, rows, payload)?;
     let plain = index.unencoded_byte_array_data_bytes()?;
-    if plain.len() != locations.len() || locations.first()?.first_row_index != 0 {
+    if plain.len() != stored.len() {
+        return None;
+    }
+    for (StoredPage { at, size, first_row, rows }, plain) in stored.into_iter().zip(plain) {
+        let decoded = u32::try_from(plain.checked_add(i64::from(rows) * 4)?).ok()?;
+        if decoded > i32::MAX as u32 {
+            return None;
+        }
+        pages.push(PageRef { offset: at, size, first_row, rows, decoded });
+    }
+    Some(())
+}
+
+/// A page as the index of its chunk tells it: where it begins in the object, its size with its header, its rows.
+struct StoredPage {
+    at: u64,
+    size: u32,
+    first_row: u32,
+    rows: u32,
+}
+
+/// The pages of one chunk, if they cover all rows of its row group and lie, one after the other, in `chunk`.
+fn stored_pages(index: &OffsetIndexMetaData, rows: u32, chunk: &Range<u64>) -> Option<Vec<StoredPage>> {
+    let locations = index.page_locations();
+    if locations.first()?.first_row_index != 0 {
         return None;
     }
     let ends = locations.iter().skip(1).map(|next| next.first_row_index).chain([i64::from(rows)]);
-    let mut at = payload.start;
-    for ((location, plain), end) in locations.iter().zip(plain).zip(ends) {
+    let mut stored = Vec::with_capacity(locations.len());
+    let mut at = chunk.start;
+    for (location, end) in locations.iter().zip(ends) {
         let size = u32::try_from(location.compressed_page_size).ok()?;
         let first_row = u32::try_from(location.first_row_index).ok()?;
-        let page_rows = u32::try_from(end.checked_sub(location.first_row_index)?).ok()?;
-        let decoded = u32::try_from(plain.checked_add(i64::from(page_rows) * 4)?).ok()?;
-        if u64::try_from(location.offset).ok()? != at || page_rows == 0 || decoded > i32::MAX as u32 {
+        let rows = u32::try_from(end.checked_sub(location.first_row_index)?).ok()?;
+        if u64::try_from(location.offset).ok()? != at || rows == 0 {
             return None;
         }
-        pages.push(PageRef { offset: at, size, first_row, rows: page_rows, decoded });
+        stored.push(StoredPage { at, size, first_row, rows });
         at = at.checked_add(u64::from(size))?;
     }
-    (at == payload.end).then_some(())
+    (at == chunk.end).then_some(stored)
 }
 
 /// Part of an object in memory, for Parquet's reader, which thinks in offsets of the object.

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
 use zenith_pgformat::control::ControlFile;
-use zenith_pgformat::wal::page::{LongHeader, PageHeader};
 use zenith_pgformat::wal_name::{WalFile, WalSegSize};
 use zenith_testkit::control::control_file;
 use zenith_testkit::on_each_store;
 use zenith_testkit::outcome::{ended, fails, said, succeeds};
 use zenith_testkit::pg::{Pg, PgOptions, server_dir};
+use zenith_testkit::segment::filled_segment;
 use zenith_testkit::store::{Kind, TestStore};
 
 on_each_store!(
@@ -30,16 +30,7 @@ fn name(number: u64) -> String {
 }
 
 fn segment(number: u64, system_identifier: u64, fill: u8) -> Vec<u8> {
-    let header = PageHeader {
-        info: 0,
-        tli: 1,
-        page_addr: size().start_of(number),
-        rem_len: 0,
-        long: Some(LongHeader { system_identifier, seg_size: 1 << 20, xlog_blcksz: 8192 }),
-    };
-    let mut content = header.encode();
-    content.resize(1 << 20, fill);
-    content
+    filled_segment(size(), number, system_identifier, fill)
 }
 
 /// A store, and a data directory in which segments wait.

@@ -11,13 +11,13 @@ use tempfile::TempDir;
 use zenith_ingest::archive::WalArchive;
 use zenith_manifest::Names;
 use zenith_pgformat::control::ControlFile;
-use zenith_pgformat::wal::page::{LongHeader, PageHeader};
 use zenith_pgformat::wal_name::{WalFile, WalSegSize};
 use zenith_store::{Clock, ClusterPaths, Env, Store, StoreSettings};
 use zenith_testkit::control::control_file;
 use zenith_testkit::on_each_store;
 use zenith_testkit::outcome::{fails, said, succeeds};
 use zenith_testkit::pg::{Pg, PgOptions, give_to_server, server_dir};
+use zenith_testkit::segment::filled_segment;
 use zenith_testkit::store::{Kind, TestStore};
 use zenith_tools::cli::{StoreOptions, exit};
 use zenith_tools::{push, restore_wal};
@@ -126,16 +126,7 @@ fn command(program: &str, store: &str, arguments: &[&str]) -> Command {
 }
 
 fn segment(number: u64, system_identifier: u64, fill: u8) -> Vec<u8> {
-    let header = PageHeader {
-        info: 0,
-        tli: 1,
-        page_addr: size().start_of(number),
-        rem_len: 0,
-        long: Some(LongHeader { system_identifier, seg_size: SEGMENT as u32, xlog_blcksz: 8192 }),
-    };
-    let mut content = header.encode();
-    content.resize(SEGMENT as usize, fill);
-    content
+    filled_segment(size(), number, system_identifier, fill)
 }
 
 fn name(number: u64) -> String {

@@ -260,9 +260,9 @@ impl WalArchive {
             .map_err(|source| ArchiveError::History { name: self.name(WalFile::History { tli }), source })
     }
 
-    /// What must hold before a file is acknowledged; `head` is all of one that is no segment. A segment's first page may be of an ancestor's TLI: the first
-    /// segment after a promotion begins with its parent's pages. History and backup files do not say whose they are:
-    /// that is for the caller to find out.
+    /// What must hold before a file is acknowledged; `head` is all of one that is no segment. A segment's first page may
+    /// be of an ancestor's TLI: the first segment after a promotion begins with its parent's pages. History and backup
+    /// files do not say whose they are: that is for the caller to find out.
     async fn check(&self, file: WalFile, head: &[u8], length: u64) -> Result<(), ArchiveError> {
         let refused = |source| ArchiveError::Check { name: self.name(file), source };
         match file {

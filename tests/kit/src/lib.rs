@@ -18,6 +18,7 @@ pub mod minio;
 pub mod oracle;
 pub mod outcome;
 pub mod pg;
+pub mod segment;
 #[cfg(feature = "containers")]
 pub mod store;
 pub mod unconditional;

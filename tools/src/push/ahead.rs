@@ -131,6 +131,7 @@ impl Ahead<'_> {
             let directory = directory.clone();
             tokio::task::spawn_blocking(move || waiting(&directory, &name, count))
         };
+        let settings = fingerprint(self.settings);
         let pushed = Cell::new(0);
         let pushing = async {
             let names = listing.await.unwrap_or_default();
@@ -140,7 +141,7 @@ impl Ahead<'_> {
             let goes_on = || !failed.get() && self.env.clock.elapsed().saturating_sub(begun) < LIMIT;
             let mut pushes = futures::stream::iter(names)
                 .take_while(|_| std::future::ready(goes_on()))
-                .map(|name| self.push_one(path.with_file_name(name), &directory))
+                .map(|name| self.push_one(path.with_file_name(name), &directory, settings))
                 .buffer_unordered(usize::try_from(parallel).unwrap_or(1));
             while let Some(outcome) = pushes.next().await {
                 match outcome {
@@ -159,7 +160,7 @@ impl Ahead<'_> {
         pushed.get()
     }
 
-    async fn push_one(self, path: PathBuf, directory: &Path) -> anyhow::Result<()> {
+    async fn push_one(self, path: PathBuf, directory: &Path, settings: u64) -> anyhow::Result<()> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let Some(file @ WalFile::Segment { .. }) = WalFile::parse(name, self.archive.segment_size()) else {
             anyhow::bail!("{name} is no segment of this cluster");
@@ -170,7 +171,7 @@ impl Ahead<'_> {
         };
         self.archive.put_compressed(self.env, file, &compressed).await?;
         let record = Record {
-            settings: fingerprint(self.settings),
+            settings,
             timeline: self.archive.paths().id().to_string(),
             file: state,
             at: seconds(self.env),

@@ -76,8 +76,8 @@ pub fn push_within(
         move || {
             step.begin("reading the configuration");
             let settings = store.resolve()?;
-            if let Some(timeline) = archived_before(&env, &settings, &path, ahead) {
-                return Ok(timeline);
+            if let Some(pushed) = archived_before(&env, &settings, &path, ahead) {
+                return Ok(pushed);
             }
             let runtime = exit::runtime(0)?;
             let pushed = runtime.block_on(async {

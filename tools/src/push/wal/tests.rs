@@ -4,11 +4,11 @@ use super::*;
 use std::path::PathBuf;
 use std::sync::Arc;
 use zenith_pgformat::control::ControlFile;
-use zenith_pgformat::wal::page::{LongHeader, PageHeader};
 use zenith_store::Store;
 use zenith_testkit::control::{SYSTEM_IDENTIFIER, control_file};
 use zenith_testkit::env::test_env;
 use zenith_testkit::faults::{AMBIGUOUS, Fault, FaultStore, Rule};
+use zenith_testkit::segment::filled_segment;
 
 #[test]
 fn only_names_that_postgresql_archives_are_taken() {
@@ -38,15 +38,7 @@ fn data_directory() -> (tempfile::TempDir, [PathBuf; 2]) {
     }
     let control = ControlFile { wal_segment_size: size(), ..control_file() };
     std::fs::write(folder.path().join("global/pg_control"), control.encode()).expect("written");
-    let header = PageHeader {
-        info: 0,
-        tli: 1,
-        page_addr: size().start_of(1),
-        rem_len: 0,
-        long: Some(LongHeader { system_identifier: SYSTEM_IDENTIFIER, seg_size: 1 << 20, xlog_blcksz: 8192 }),
-    };
-    let mut content = header.encode();
-    content.resize(1 << 20, 0);
+    let content = filled_segment(size(), 1, SYSTEM_IDENTIFIER, 0);
     let segment = folder.path().join("pg_wal/000000010000000000000001");
     std::fs::write(&segment, content).expect("written");
     let history = folder.path().join("pg_wal/00000002.history");
