@@ -4,6 +4,7 @@
 //! load reaches all who waited and is not kept; a value counts with the bytes that it really holds.
 
 use futures::future::BoxFuture;
+use moka::policy::EvictionPolicy;
 use std::hash::Hash;
 use std::sync::Arc;
 
@@ -33,7 +34,7 @@ pub trait ByteCache<K, V, E>: Send + Sync {
 /// What one entry costs moka beyond its key and value (measured about 150-200 bytes).
 const MOKA_ENTRY_BYTES: usize = 192;
 
-/// [`ByteCache`] on moka's TinyLFU cache.
+/// [`ByteCache`] on moka's cache.
 pub struct MokaCache<K, V> {
     inner: moka::future::Cache<K, V>,
 }
@@ -45,8 +46,18 @@ where
 {
     /// A cache of about `max_bytes`; one that moka has not tidied yet may hold a little more for a moment.
     pub fn new(name: &str, max_bytes: u64) -> MokaCache<K, V> {
+        MokaCache::evicting(name, max_bytes, EvictionPolicy::tiny_lfu())
+    }
+
+    /// The same for what is read once, in order: what was used last stays, however often other things were.
+    pub fn recent(name: &str, max_bytes: u64) -> MokaCache<K, V> {
+        MokaCache::evicting(name, max_bytes, EvictionPolicy::lru())
+    }
+
+    fn evicting(name: &str, max_bytes: u64, policy: EvictionPolicy) -> MokaCache<K, V> {
         let inner = moka::future::Cache::builder()
             .name(name)
+            .eviction_policy(policy)
             .max_capacity(max_bytes)
             .weigher(|_: &K, value: &V| {
                 let bytes = value.weight().saturating_add(size_of::<K>() + MOKA_ENTRY_BYTES);

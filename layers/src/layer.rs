@@ -98,7 +98,7 @@ impl Layer {
     async fn read(&self, range: Range<u64>) -> Result<Bytes, LayerError> {
         match self.footer.resident(&range) {
             Some(bytes) => Ok(bytes),
-            None => self.store.get(&self.path, range).await,
+            None => self.store.get(&self.entry, range).await,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The layer object: an immutable, sorted Parquet file of keyed values, how it is written, and how the layers of
 //! a manifest version are searched. What a value means is its writer's business.
 
+mod ahead;
 pub mod cache;
 mod chunk;
 mod columns;

@@ -1,5 +1,6 @@
 //! Where layers are opened: one object store, one timeline's paths, shared caches.
 
+use crate::ahead::{Ahead, Pieces};
 use crate::cache::{ByteCache, MokaCache, Weighed};
 use crate::error::LayerError;
 use crate::footer::{Footer, tail_range};
@@ -29,11 +30,20 @@ pub struct CacheOptions {
     pub whole_bytes: u64,
     /// Requests to the store at the same time.
     pub requests: usize,
+    /// Bytes for stored pieces of layers that are read ahead by those who read nearly everything, in the order of keys; none
+    /// for those who read single pages.
+    pub ahead_bytes: u64,
 }
 
 impl Default for CacheOptions {
     fn default() -> CacheOptions {
-        CacheOptions { index_bytes: 256 << 20, block_bytes: 128 << 20, whole_bytes: 128 << 10, requests: 64 }
+        CacheOptions {
+            index_bytes: 256 << 20,
+            block_bytes: 128 << 20,
+            whole_bytes: 128 << 10,
+            requests: 64,
+            ahead_bytes: 0,
+        }
     }
 }
 
@@ -80,6 +90,8 @@ struct Caches {
     /// Decoded pages, not stored ones: a hit then costs a copy of one value instead of decompressing 64 KiB, and
     /// pages of WAL records, which are read most, shrink to a third only.
     blocks: Box<dyn ByteCache<BlockKey, Arc<Block>, LayerError>>,
+    /// Stored bytes.
+    pieces: Option<Pieces>,
     requests: Semaphore,
 }
 
@@ -92,10 +104,16 @@ pub struct LayerCaches {
 impl LayerCaches {
     /// Empty caches.
     pub fn new(options: CacheOptions) -> LayerCaches {
+        // What is read in order is over when the next is read, however often it was used.
+        let (index, blocks) = match options.ahead_bytes {
+            0 => (MokaCache::new as fn(_, _) -> _, MokaCache::new as fn(_, _) -> _),
+            _ => (MokaCache::recent as fn(_, _) -> _, MokaCache::recent as fn(_, _) -> _),
+        };
         let inner = Caches {
             options,
-            index: Box::new(MokaCache::new("layer index", options.index_bytes)),
-            blocks: Box::new(MokaCache::new("layer blocks", options.block_bytes)),
+            index: Box::new(index("layer index", options.index_bytes)),
+            blocks: Box::new(blocks("layer blocks", options.block_bytes)),
+            pieces: Pieces::new(options.ahead_bytes),
             requests: Semaphore::new(options.requests.clamp(1, Semaphore::MAX_PERMITS)),
         };
         LayerCaches { inner: Arc::new(inner) }
@@ -129,12 +147,24 @@ pub struct LayerStore {
     store: Arc<dyn ObjectStore>,
     paths: TimelinePaths,
     caches: LayerCaches,
+    ahead: Option<Ahead>,
 }
 
 impl LayerStore {
     /// The layers of `paths` in `store`.
     pub fn new(store: Arc<dyn ObjectStore>, paths: TimelinePaths, caches: LayerCaches) -> Arc<LayerStore> {
-        Arc::new(LayerStore { store, paths, caches })
+        Arc::new(LayerStore { store, paths, caches, ahead: None })
+    }
+
+    /// The same, which reads ahead where [`CacheOptions::ahead_bytes`] leaves room for so many layers.
+    pub fn reading_ahead(
+        store: Arc<dyn ObjectStore>,
+        paths: TimelinePaths,
+        caches: LayerCaches,
+        layers: usize,
+    ) -> Arc<LayerStore> {
+        let ahead = Ahead::new(caches.inner.options.ahead_bytes, layers);
+        Arc::new(LayerStore { store, paths, caches, ahead })
     }
 
     /// The object store.
@@ -154,7 +184,7 @@ impl LayerStore {
 
     /// Opens a layer: one request for its footer, unless that is in the cache.
     pub async fn open(self: &Arc<Self>, entry: &Arc<LayerEntry>) -> Result<Layer, LayerError> {
-        let path = self.paths.layer(entry.id);
+        let path = self.path(entry);
         let key = IndexKey::Footer(entry.id);
         if let Some(IndexPart::Footer(footer)) = self.cached_part(key).await {
             return Ok(Layer::new(Arc::clone(self), Arc::clone(entry), path, footer));
@@ -170,15 +200,45 @@ impl LayerStore {
         let object = path.as_ref();
         let tail = tail_range(object, entry)?;
         let whole = entry.bytes <= self.caches.inner.options.whole_bytes;
-        let bytes = self.get(path, if whole { 0..entry.bytes } else { tail }).await?;
+        let bytes = self.get_exactly(entry, if whole { 0..entry.bytes } else { tail }).await?;
         Ok(IndexPart::Footer(Arc::new(Footer::decode(object, entry, &bytes)?)))
     }
 
-    /// Some bytes of an object, as one of a bounded number of requests.
-    pub(crate) async fn get(&self, path: &Path, range: Range<u64>) -> Result<Bytes, LayerError> {
+    /// Where a layer lies.
+    pub(crate) fn path(&self, entry: &LayerEntry) -> Path {
+        self.paths.layer(entry.id)
+    }
+
+    /// Some bytes of a layer.
+    pub(crate) async fn get(
+        self: &Arc<Self>,
+        entry: &Arc<LayerEntry>,
+        range: Range<u64>,
+    ) -> Result<Bytes, LayerError> {
+        match &self.ahead {
+            Some(ahead) => ahead.get(self, entry, range).await,
+            None => self.get_exactly(entry, range).await,
+        }
+    }
+
+    /// Some bytes of a layer, as one of a bounded number of requests.
+    pub(crate) async fn get_exactly(
+        &self,
+        entry: &LayerEntry,
+        range: Range<u64>,
+    ) -> Result<Bytes, LayerError> {
         // The semaphore is never closed.
         let _permit = self.caches.inner.requests.acquire().await.ok();
-        zenith_store::get_range(&*self.store, path, range).await.map_err(LayerError::reading)
+        let path = self.path(entry);
+        zenith_store::get_range(&*self.store, &path, range).await.map_err(LayerError::reading)
+    }
+
+    pub(crate) fn ahead(&self) -> Option<&Ahead> {
+        self.ahead.as_ref()
+    }
+
+    pub(crate) fn pieces(&self) -> Option<&Pieces> {
+        self.caches.inner.pieces.as_ref()
     }
 
     pub(crate) async fn cached_part(&self, key: IndexKey) -> Option<IndexPart> {

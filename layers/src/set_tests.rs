@@ -225,6 +225,7 @@ fn caches() -> impl Strategy<Value = CacheOptions> {
         block_bytes: bytes,
         whole_bytes: bytes,
         requests: 3,
+        ahead_bytes: bytes,
     })
 }
 

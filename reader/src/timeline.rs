@@ -389,7 +389,8 @@ async fn assemble(
         .ok_or(ReadError::BadIdentity { timeline: id, segment_bytes: identity.wal_segment_size })?;
     let paths = shared.cluster.timeline(id);
     let objects = Arc::clone(&shared.store.objects);
-    let layer_store = LayerStore::new(Arc::clone(&objects), paths.clone(), shared.caches.layers.clone());
+    let caches = shared.caches.layers.clone();
+    let layer_store = LayerStore::reading_ahead(Arc::clone(&objects), paths.clone(), caches, entries.len());
     let own = WalArchive::new(objects, paths.clone(), segment_size, identity.system_identifier);
     let archive = ArchiveChain::new(own, ancestor_archives(parent.as_ref())).await?;
     let none = LayerSet::new(Arc::clone(&layer_store), Vec::<LayerEntry>::new(), None)?;

@@ -90,7 +90,8 @@ async fn long_histories() -> World {
         let confirmed = if quarter == 0 { vec![base] } else { vec![] };
         world.slice(1000 + u64::from(numbers.end - 1) * 8, rows, &[], &confirmed).await;
     }
-    world.caches = CacheOptions { index_bytes: 4 << 20, block_bytes: 0, whole_bytes: 0, requests: 4 };
+    world.caches =
+        CacheOptions { index_bytes: 4 << 20, block_bytes: 0, whole_bytes: 0, requests: 4, ahead_bytes: 0 };
     world
 }
 

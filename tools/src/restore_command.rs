@@ -229,7 +229,7 @@ async fn restore_to(
     scratch: &Path,
     bar: &ProgressBar,
 ) -> anyhow::Result<(Resolved, Report)> {
-    let mut timeline = reading::open_in(session, settings, scratch).await?;
+    let mut timeline = reading::open_whole(session, settings, scratch).await?;
     let target = target(args);
     let up_to = if let Target::Lsn(lsn) = target { Some(lsn) } else { None };
     let stored = timeline.clone();

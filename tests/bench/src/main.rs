@@ -24,12 +24,12 @@ struct Options {
     /// How often everything is run.
     #[arg(long, default_value_t = 5)]
     repeats: usize,
-    /// pgbench's scale.
-    #[arg(long, default_value_t = 50)]
-    scale: u32,
-    /// Segments of WAL.
-    #[arg(long, default_value_t = 64)]
-    segments: usize,
+    /// pgbench's scale, instead of each row's own.
+    #[arg(long)]
+    scale: Option<u32>,
+    /// Segments of WAL, instead of each row's own.
+    #[arg(long)]
+    segments: Option<usize>,
     /// Where to keep the history that `redo` and `get-page` read, for the next run.
     #[arg(long)]
     history: Option<PathBuf>,
@@ -41,7 +41,8 @@ struct Options {
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     eprintln!("pgBackRest: {}", peers::PgBackRest::version()?);
-    let (repeats, scale, segments) = (options.repeats.max(1), options.scale, options.segments.max(2));
+    let (repeats, scale) = (options.repeats.max(1), options.scale);
+    let segments = options.segments.map(|segments| segments.max(2));
     let (history, plot) = (options.history, options.plot);
     let bench = Bench { stores: Stores::new()?, repeats, scale, segments, history, plot };
     let rows = if options.rows.is_empty() { Row::value_variants().to_vec() } else { options.rows };

@@ -150,7 +150,7 @@ pub(crate) fn steps(timeline: &Timeline) -> Vec<Lsn> {
 }
 
 fn make(bench: &Bench) -> anyhow::Result<TempDir> {
-    let primary = Primary::new(bench.scale)?;
+    let primary = Primary::new(bench.scale.unwrap_or(50))?;
     let server = &primary.server;
     server.script("postgres", &format!("{WIDE}{DEEP}"));
     let store = bench.stores.empty(Place::Folder)?;
@@ -169,7 +169,7 @@ fn make(bench: &Bench) -> anyhow::Result<TempDir> {
         time(&mut store.zenith("zenith_slicedice"))
     };
     for step in 0..STEPS {
-        primary.load((bench.segments / STEPS).max(1))?;
+        primary.load((bench.segments.unwrap_or(64) / STEPS).max(1))?;
         server.sql(&format!("UPDATE deep SET n = n + 1 WHERE id % {STEPS} = {step}"));
         slice()?;
     }

@@ -5,9 +5,19 @@ use super::session::Session;
 use super::{output, progress};
 use std::path::Path;
 use zenith_ingest::slicer::Stopped;
+use zenith_layers::CacheOptions;
 use zenith_pgformat::Lsn;
-use zenith_reader::{ReadError, ReaderOptions, Timeline, TimelineRef};
+use zenith_reader::{ReadError, ReaderCaches, ReaderOptions, Timeline, TimelineRef};
 use zenith_store::TimelineId;
+
+/// What is kept by a reader of everything: stored bytes rather than decoded ones, most of which are used once.
+const WHOLE: CacheOptions = CacheOptions {
+    index_bytes: 128 << 20,
+    block_bytes: 32 << 20,
+    whole_bytes: 128 << 10,
+    requests: 64,
+    ahead_bytes: 96 << 20,
+};
 
 /// Opens the newest version of the timeline that the settings name. Its working folder is where temporary files go.
 pub async fn open(session: &Session, settings: &Settings) -> Result<Timeline, ReadError> {
@@ -16,11 +26,29 @@ pub async fn open(session: &Session, settings: &Settings) -> Result<Timeline, Re
 
 /// As [`open`], with a working folder of one's own.
 pub async fn open_in(session: &Session, settings: &Settings, work_dir: &Path) -> Result<Timeline, ReadError> {
+    open_with(session, settings, options(session, work_dir)).await
+}
+
+/// As [`open_in`], for reading everything once, in the order of keys.
+pub async fn open_whole(
+    session: &Session,
+    settings: &Settings,
+    work_dir: &Path,
+) -> Result<Timeline, ReadError> {
+    let options = ReaderOptions { caches: ReaderCaches::new(WHOLE, 0), ..options(session, work_dir) };
+    open_with(session, settings, options).await
+}
+
+async fn open_with(
+    session: &Session,
+    settings: &Settings,
+    options: ReaderOptions,
+) -> Result<Timeline, ReadError> {
     let which = match &settings.timeline {
         TimelineChoice::Name(name) => TimelineRef::Name(name.clone()),
         TimelineChoice::Id(id) => TimelineRef::Id(*id),
     };
-    Timeline::open(&session.store, &settings.cluster, &which, options(session, work_dir)).await
+    Timeline::open(&session.store, &settings.cluster, &which, options).await
 }
 
 /// Opens the newest version of a timeline by its id.

@@ -11,9 +11,11 @@ use std::path::PathBuf;
 use zenith_testkit::pg;
 
 pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let primary = Primary::new(bench.scale)?;
-    let mut segments = primary.load(bench.segments)?;
-    segments.truncate(bench.segments);
+    let primary = Primary::new(bench.scale.unwrap_or(50))?;
+    // The first one makes the timeline and is not measured.
+    let count = bench.segments.unwrap_or(64) + 1;
+    let mut segments = primary.load(count)?;
+    segments.truncate(count);
     Bench::at_each_place(|place| at(bench, &primary, &segments, place))
 }
 
@@ -27,7 +29,6 @@ fn at(bench: &Bench, primary: &Primary, segments: &[PathBuf], place: Place) -> a
             command.arg("wal").arg(segment);
             Ok(command)
         };
-        // The first one makes the timeline, once in a cluster's life.
         each(&segments[..1], push)?;
         let before = store.traffic();
         ours.push(each(&segments[1..], push)?);
@@ -62,7 +63,7 @@ fn at(bench: &Bench, primary: &Primary, segments: &[PathBuf], place: Place) -> a
 }
 
 /// As PostgreSQL works off a backlog: one file after the other, each one's mark removed when it is archived.
-fn push_ahead(store: &Reached, primary: &Primary, segments: &[PathBuf]) -> anyhow::Result<Took> {
+pub(super) fn push_ahead(store: &Reached, primary: &Primary, segments: &[PathBuf]) -> anyhow::Result<Took> {
     let directory = pg::server_dir();
     let wal = waiting(primary.server.data(), &segments[1..], &directory.path().join("data"))?;
     time(store.zenith("zenith_push").arg("wal").arg(&segments[0]))?;

@@ -1,6 +1,6 @@
 //! Base images of a running server.
 
-use super::Bench;
+use super::{Bench, sizes};
 use crate::data::Primary;
 use crate::measure::{Runs, time};
 use crate::peers::PgBackRest;
@@ -9,11 +9,15 @@ use crate::table::Line;
 use zenith_testkit::pg;
 
 pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let primary = Primary::new(bench.scale)?;
-    Bench::at_each_place(|place| at(bench, &primary, place))
+    let mut lines = Vec::new();
+    for scale in sizes(bench.scale, &[50, 200]) {
+        let primary = Primary::new(scale)?;
+        lines.extend(Bench::at_each_place(|place| at(bench, &primary, scale, place))?);
+    }
+    Ok(lines)
 }
 
-fn at(bench: &Bench, primary: &Primary, place: Place) -> anyhow::Result<Vec<Line>> {
+fn at(bench: &Bench, primary: &Primary, scale: u32, place: Place) -> anyhow::Result<Vec<Line>> {
     let [mut ours, mut theirs, mut floor] = [(); 3].map(|()| Runs::default());
     let (mut our_note, mut their_note) = (String::new(), String::new());
     for _ in 0..bench.repeats {
@@ -33,7 +37,7 @@ fn at(bench: &Bench, primary: &Primary, place: Place) -> anyhow::Result<Vec<Line
         }
     }
     let line = |tool: &str, runs, note: &str| Line {
-        what: format!("base image, scale {}, {}", bench.scale, place.name()),
+        what: format!("base image, scale {scale}, {}", place.name()),
         tool: tool.to_owned(),
         runs,
         work: None,

@@ -1,4 +1,5 @@
-//! Time of each command on a sixteenth, a quarter and all of the data, in a folder: as a table, and as a plot.
+//! Time and memory of each command on a sixteenth, a quarter and all of the data, in a folder: as a table, and as a plot of
+//! the time.
 
 use super::{Bench, base};
 use crate::data::Primary;
@@ -13,6 +14,9 @@ use zenith_testkit::pg;
 
 /// How much of the data, in sixteenths.
 const SIXTEENTHS: [u32; 3] = [1, 4, 16];
+/// All of it: a database of 10 GB, and 8 GB of WAL.
+const SCALE: u32 = 672;
+const SEGMENTS: usize = 512;
 
 pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let mut lines = Vec::new();
@@ -45,8 +49,8 @@ struct Size<'a> {
 
 impl<'a> Size<'a> {
     fn new(bench: &'a Bench, sixteenths: u32) -> anyhow::Result<Size<'a>> {
-        let scale = (bench.scale * sixteenths / 16).max(1);
-        let segments = (bench.segments * sixteenths as usize / 16).max(1);
+        let scale = (bench.scale.unwrap_or(SCALE) * sixteenths / 16).max(1);
+        let segments = (bench.segments.unwrap_or(SEGMENTS) * sixteenths as usize / 16).max(1);
         Ok(Size { bench, primary: Primary::new(scale)?, scale, segments })
     }
 

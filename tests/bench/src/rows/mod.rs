@@ -1,6 +1,7 @@
 //! What is measured, a file each.
 
 mod archive;
+mod backlog;
 pub(crate) mod base;
 mod get_page;
 mod growth;
@@ -19,10 +20,10 @@ pub(crate) struct Bench {
     pub(crate) stores: Stores,
     /// How often everything is run.
     pub(crate) repeats: usize,
-    /// pgbench's scale.
-    pub(crate) scale: u32,
-    /// How many segments are archived and, in `slice` and `restore`, sliced.
-    pub(crate) segments: usize,
+    /// pgbench's scale that was asked for, instead of a row's own.
+    pub(crate) scale: Option<u32>,
+    /// How many segments were asked for, instead of a row's own.
+    pub(crate) segments: Option<usize>,
     /// Where the history that single pages are read from is kept; made where it is missing.
     pub(crate) history: Option<PathBuf>,
     /// Where `growth` draws its plot.
@@ -70,11 +71,18 @@ impl Bench {
     }
 }
 
+/// What was asked for, else what the row's targets are about.
+fn sizes<T: Copy>(asked: Option<T>, own: &[T]) -> Vec<T> {
+    asked.map_or_else(|| own.to_vec(), |asked| vec![asked])
+}
+
 /// A kind of row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub(crate) enum Row {
     /// `zenith_push wal`, a process for each segment.
     Archive,
+    /// `zenith_push wal --ahead` of many waiting segments, at a distance.
+    Backlog,
     /// `zenith_push base`.
     Base,
     /// `zenith_slicedice`, of several kinds of WAL.
@@ -94,6 +102,7 @@ impl Row {
     pub(crate) fn run(self, bench: &Bench) -> anyhow::Result<Measured> {
         Ok(match self {
             Row::Archive => archive::run(bench)?.into(),
+            Row::Backlog => backlog::run(bench)?.into(),
             Row::Base => base::run(bench)?.into(),
             Row::Slice => slice::run(bench)?.into(),
             Row::Restore => restore::run(bench)?.into(),

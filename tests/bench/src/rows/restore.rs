@@ -1,11 +1,13 @@
 //! Slicing, and complete restores with and without WAL after the base image, until the server takes writes.
 
-use super::{Bench, base};
+use super::{Bench, base, sizes};
 use crate::data::{Primary, first_answer};
 use crate::measure::{Runs, Took, time};
 use crate::peers::{PgBackRest, each};
 use crate::stores::{Place, Reached};
 use crate::table::Line;
+use anyhow::Context;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 use zenith_testkit::pg;
@@ -15,6 +17,8 @@ struct History {
     ours: Reached,
     peer: PgBackRest,
     _theirs: Reached,
+    /// Segments that both have.
+    pushed: BTreeSet<PathBuf>,
 }
 
 pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
@@ -23,31 +27,47 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// PostgreSQL's checkpoints, `max_wal_size` 1 GB.
+/// pgbench's.
+fn scale(bench: &Bench) -> u32 {
+    bench.scale.unwrap_or(50)
+}
+
+/// PostgreSQL's checkpoints, `max_wal_size` 1 GB. The stores of all places keep the same history.
 fn with_checkpoints(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    Bench::at_each_place(|place| {
-        let primary = Primary::new(bench.scale)?;
-        let history = History::begin(bench, &primary, place)?;
-        history.push(&primary.archived()?)?;
+    let primary = Primary::new(scale(bench))?;
+    let mut histories = Vec::new();
+    let mut lines = Bench::at_each_place(|place| {
+        let mut history = History::begin(bench, &primary, place)?;
+        history.push(&primary)?;
         time(&mut history.ours.zenith("zenith_slicedice"))?;
-        let mut lines = history.restores(bench, &format!("restore, no WAL, {}", place.name()))?;
-        let segments = primary.load(bench.segments)?;
-        history.push(&segments)?;
-        lines.push(history.slice(&segments, place)?);
-        let what = format!("restore, {} segments of WAL, {}", segments.len(), place.name());
-        lines.extend(history.restores(bench, &what)?);
-        Ok(lines)
-    })
+        let lines = history.restores(bench, &format!("restore, no WAL, {}", place.name()));
+        histories.push(history);
+        lines
+    })?;
+    let mut loaded = 0;
+    // 2 GB and 8 GB.
+    for count in sizes(bench.segments, &[128, 512]) {
+        loaded += primary.load(count.saturating_sub(loaded).max(1))?.len();
+        let mut histories = histories.iter_mut();
+        lines.extend(Bench::at_each_place(|place| {
+            let history = histories.next().context("a history for each place")?;
+            let segments = history.push(&primary)?;
+            let mut lines = vec![history.slice(&segments, place)?];
+            let what = format!("restore, {loaded} segments of WAL, {}", place.name());
+            lines.extend(history.restores(bench, &what)?);
+            Ok(lines)
+        })?);
+    }
+    Ok(lines)
 }
 
 /// One checkpoint, and so few images of pages: most of a restore is redo. In a folder, on one core too.
 fn without_checkpoints(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let place = Place::Folder;
-    let primary = Primary::without_checkpoints(bench.scale)?;
-    let history = History::begin(bench, &primary, place)?;
-    history.push(&primary.archived()?)?;
-    let segments = primary.load(bench.segments)?;
-    history.push(&segments)?;
+    let primary = Primary::without_checkpoints(scale(bench))?;
+    let mut history = History::begin(bench, &primary, place)?;
+    let segments = primary.load(bench.segments.unwrap_or(128))?;
+    history.push(&primary)?;
     time(&mut history.ours.zenith("zenith_slicedice"))?;
     let what = format!("restore, {} segments of WAL, one checkpoint, {}", segments.len(), place.name());
     let mut lines = history.restores(bench, &what)?;
@@ -62,17 +82,20 @@ impl History {
         let peer = PgBackRest::new(&theirs, primary)?;
         time(peer.command().args(["--type=full", "backup"]))?;
         primary.switch()?;
-        Ok(History { ours, peer, _theirs: theirs })
+        Ok(History { ours, peer, _theirs: theirs, pushed: BTreeSet::new() })
     }
 
-    fn push(&self, segments: &[PathBuf]) -> anyhow::Result<()> {
-        each(segments, |segment| {
+    /// Archives what is not, and answers with it.
+    fn push(&mut self, primary: &Primary) -> anyhow::Result<Vec<PathBuf>> {
+        let mut segments = primary.archived()?;
+        segments.retain(|segment| self.pushed.insert(segment.clone()));
+        each(&segments, |segment| {
             let mut command = self.ours.zenith("zenith_push");
             command.arg("wal").arg(segment);
             Ok(command)
         })?;
-        self.peer.push(segments)?;
-        Ok(())
+        self.peer.push(&segments)?;
+        Ok(segments)
     }
 
     /// Slicing changes the store, so there is one run.
@@ -116,9 +139,7 @@ impl History {
             let home = pg::server_dir();
             let data = home.path().join("data");
             pg::run(pg::command("mkdir").arg(&data));
-            let mut restore = self.peer.command();
-            restore.arg(format!("--pg1-path={}", data.display()));
-            let took = time(restore.arg("restore"))?;
+            let took = time(&mut self.peer.restore(&data)?)?;
             theirs.push(took);
             their_answers.push(Took { cpu: Duration::ZERO, ..took }.and_then(first_answer(&data, home)?));
         }

@@ -55,18 +55,19 @@ const KINDS: [Kind; 3] = [
 ];
 
 pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let primary = Primary::new(bench.scale)?;
+    let (scale, segments) = (bench.scale.unwrap_or(50), bench.segments.unwrap_or(64));
+    let primary = Primary::new(scale)?;
     let store = bench.stores.empty(Place::Folder)?;
     time(&mut base::push(&store, &primary))?;
     let mut history = History { primary, store, pushed: BTreeSet::new() };
     let mut lines = Vec::new();
-    for segments in [bench.segments / 16, bench.segments / 4, bench.segments] {
+    for count in [segments / 16, segments / 4, segments] {
         history.go_on()?;
-        let segments = history.primary.load(segments.max(1))?;
+        let segments = history.primary.load(count.max(1))?;
         lines.extend(history.slice(bench, "TPC-B", &segments)?);
     }
     for kind in &KINDS {
-        let n = (kind.n * bench.segments).to_string();
+        let n = (kind.n * segments).to_string();
         history.primary.server.sql(&kind.before.replace("{n}", &n));
         history.go_on()?;
         let segments = history.primary.segments_of(|server| {
