@@ -22,8 +22,8 @@ const DEPTH: u64 = 2;
 /// Pieces of each layer that there is room for: the ones ahead, and two that batches of pages are being read from.
 const PIECES_PER_LAYER: u64 = DEPTH + 2;
 
-/// A layer, and which of its pieces.
-type PieceKey = (Uuid, u64);
+/// A layer, the length of its pieces, and which of them: whoever opened the layer among more of them has smaller pieces.
+type PieceKey = (Uuid, u64, u64);
 
 impl Weighed for Bytes {
     fn weight(&self) -> usize {
@@ -95,7 +95,7 @@ impl Ahead {
         let start = number.saturating_mul(self.piece);
         let range = start..start.saturating_add(self.piece).min(entry.bytes);
         let load = store.get_exactly(entry, range).boxed();
-        pieces.0.get_or_load((entry.id, number), load).await.map_err(Arc::unwrap_or_clone)
+        pieces.0.get_or_load((entry.id, self.piece, number), load).await.map_err(Arc::unwrap_or_clone)
     }
 
     /// Begins to fetch the pieces after this one, but for those that were. Whoever asks for one meanwhile waits for it; an error
