@@ -9,6 +9,7 @@ use futures::FutureExt;
 use futures::future::try_join_all;
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
 use zenith_manifest::LayerEntry;
@@ -16,11 +17,13 @@ use zenith_manifest::LayerEntry;
 /// The largest piece: its transfer takes about as long as a request's answer does to begin.
 const PIECE_BYTES_MAX: u64 = 1 << 20;
 /// Smaller ones are not worth reading what nobody asked for.
-const PIECE_BYTES_MIN: u64 = 64 << 10;
+const PIECE_BYTES_MIN: u64 = 32 << 10;
 /// Pieces of a layer that are fetched before they are asked for.
 const DEPTH: u64 = 2;
 /// Pieces of each layer that there is room for: the ones ahead, and two that batches of pages are being read from.
 const PIECES_PER_LAYER: u64 = DEPTH + 2;
+/// How far apart those may be who read a layer in the order of its keys.
+const LAG_BYTES: u64 = 32 << 20;
 
 /// A layer, the length of its pieces, and which of them: whoever opened the layer among more of them has smaller pieces.
 type PieceKey = (Uuid, u64, u64);
@@ -94,8 +97,18 @@ impl Ahead {
         let Some(pieces) = store.pieces() else { return Ok(Bytes::new()) };
         let start = number.saturating_mul(self.piece);
         let range = start..start.saturating_add(self.piece).min(entry.bytes);
-        let load = store.get_exactly(entry, range).boxed();
-        pieces.0.get_or_load((entry.id, self.piece, number), load).await.map_err(Arc::unwrap_or_clone)
+        let loaded = AtomicBool::new(false);
+        let load = async {
+            loaded.store(true, Ordering::Relaxed);
+            store.get_exactly(entry, range).await
+        };
+        let key = (entry.id, self.piece, number);
+        let piece = pieces.0.get_or_load(key, load.boxed()).await.map_err(Arc::unwrap_or_clone);
+        if loaded.load(Ordering::Relaxed) {
+            // Pieces are large: what they replace goes now, not with what is tidied some dozens of them later.
+            pieces.0.weighted_bytes().await;
+        }
+        piece
     }
 
     /// Begins to fetch the pieces after this one, but for those that were. Whoever asks for one meanwhile waits for it; an error
@@ -107,7 +120,9 @@ impl Ahead {
             let before = fetched.get(&entry.id).copied();
             match before {
                 // Readers are some pieces apart: one that lags behind fetches nothing again.
-                Some(before) if (end..=end.saturating_add(2 * DEPTH)).contains(&before) => return,
+                Some(before) if (end..=end.saturating_add(LAG_BYTES / self.piece)).contains(&before) => {
+                    return;
+                }
                 before => {
                     fetched.insert(entry.id, end);
                     before.filter(|before| (number..end).contains(before)).unwrap_or(number)
@@ -162,8 +177,8 @@ mod tests {
         assert_eq!(piece(1), Some(1 << 20));
         assert_eq!(piece(16), Some(1 << 20));
         assert_eq!(piece(64), Some(256 << 10));
-        assert_eq!(piece(256), Some(64 << 10));
-        assert_eq!(piece(257), None);
+        assert_eq!(piece(512), Some(32 << 10));
+        assert_eq!(piece(513), None);
         assert!(Ahead::new(0, 1).is_none());
     }
 }

@@ -38,6 +38,8 @@ pub struct Layer {
     entry: Arc<LayerEntry>,
     path: Path,
     footer: Arc<Footer>,
+    /// Nothing is taken from what was read ahead.
+    exactly: bool,
 }
 
 /// A row to fetch: its row group, and what a search found of it.
@@ -63,7 +65,7 @@ impl Layer {
         path: Path,
         footer: Arc<Footer>,
     ) -> Layer {
-        Layer { store, entry, path, footer }
+        Layer { store, entry, path, footer, exactly: false }
     }
 
     /// What the manifest says of it.
@@ -98,6 +100,7 @@ impl Layer {
     async fn read(&self, range: Range<u64>) -> Result<Bytes, LayerError> {
         match self.footer.resident(&range) {
             Some(bytes) => Ok(bytes),
+            None if self.exactly => self.store.get_exactly(&self.entry, range).await,
             None => self.store.get(&self.entry, range).await,
         }
     }
@@ -202,8 +205,11 @@ impl Layer {
     /// read of where they come from.
     pub(crate) async fn fetch(&self, picks: &[Pick], sources: bool) -> Result<Vec<Row>, LayerError> {
         match self.fetch_once(picks, sources).await {
-            // It may be a page of CRCs alone that was read wrong and is cached; those of the details are verified.
-            Err(LayerError::Damaged { .. }) if !sources => self.fetch_once(picks, true).await,
+            // It may be a page of CRCs alone, or what was read ahead, that was read wrong and is cached; the CRCs of the
+            // details are verified.
+            Err(LayerError::Damaged { .. }) if !sources => {
+                Layer { exactly: true, ..self.clone() }.fetch_once(picks, true).await
+            }
             fetched => fetched,
         }
     }

@@ -104,15 +104,10 @@ pub struct LayerCaches {
 impl LayerCaches {
     /// Empty caches.
     pub fn new(options: CacheOptions) -> LayerCaches {
-        // What is read in order is over when the next is read, however often it was used.
-        let (index, blocks) = match options.ahead_bytes {
-            0 => (MokaCache::new as fn(_, _) -> _, MokaCache::new as fn(_, _) -> _),
-            _ => (MokaCache::recent as fn(_, _) -> _, MokaCache::recent as fn(_, _) -> _),
-        };
         let inner = Caches {
             options,
-            index: Box::new(index("layer index", options.index_bytes)),
-            blocks: Box::new(blocks("layer blocks", options.block_bytes)),
+            index: Box::new(MokaCache::new("layer index", options.index_bytes)),
+            blocks: Box::new(MokaCache::new("layer blocks", options.block_bytes)),
             pieces: Pieces::new(options.ahead_bytes),
             requests: Semaphore::new(options.requests.clamp(1, Semaphore::MAX_PERMITS)),
         };

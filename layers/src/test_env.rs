@@ -38,7 +38,7 @@ impl Place {
         let objects = Arc::new(CountingStore::new(objects));
         let id = TimelineId(Uuid::from_u128(number));
         let paths = ClusterPaths::new(&Path::from("test"), "main").timeline(id);
-        let store = LayerStore::new(Arc::clone(&objects) as Arc<dyn ObjectStore>, paths, caches);
+        let store = LayerStore::reading_ahead(Arc::clone(&objects) as Arc<dyn ObjectStore>, paths, caches, 1);
         Place { env: test_env(number as u64), objects, store }
     }
 

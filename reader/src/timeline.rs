@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex};
 use zenith_ingest::archive::{ArchiveChain, BranchPoint, WalArchive};
 use zenith_layers::{LayerSet, LayerStore, RowLimit};
 use zenith_manifest::{
-    Ancestor, BaseId, BaseImage, Identity, LayerEntry, ManifestStore, Names, Root, TliSwitch, Unreadable,
+    Ancestor, BaseId, BaseImage, Identity, LayerEntry, LayerKind, ManifestStore, Names, Root, TliSwitch,
+    Unreadable,
 };
 use zenith_pgformat::wal_name::WalSegSize;
 use zenith_pgformat::{Lsn, Tli};
@@ -53,6 +54,8 @@ pub(crate) struct State {
     pub(crate) root: Root,
     /// Of the store; those of the tail are with it.
     pub(crate) entries: Arc<Vec<Arc<LayerEntry>>>,
+    /// Layers of it and its ancestors that are read in parts.
+    large: usize,
     pub(crate) layer_store: Arc<LayerStore>,
     pub(crate) layers: Arc<LayerSet>,
     /// The same; their rows do not say where they come from.
@@ -390,7 +393,8 @@ async fn assemble(
     let paths = shared.cluster.timeline(id);
     let objects = Arc::clone(&shared.store.objects);
     let caches = shared.caches.layers.clone();
-    let layer_store = LayerStore::reading_ahead(Arc::clone(&objects), paths.clone(), caches, entries.len());
+    let large = large_layers(&entries, &shared) + parent.as_ref().map_or(0, |(parent, _)| parent.state.large);
+    let layer_store = LayerStore::reading_ahead(Arc::clone(&objects), paths.clone(), caches, large);
     let own = WalArchive::new(objects, paths.clone(), segment_size, identity.system_identifier);
     let archive = ArchiveChain::new(own, ancestor_archives(parent.as_ref())).await?;
     let none = LayerSet::new(Arc::clone(&layer_store), Vec::<LayerEntry>::new(), None)?;
@@ -400,6 +404,7 @@ async fn assemble(
         paths,
         root,
         entries,
+        large,
         layer_store,
         values: none.without_sources(),
         layers: Arc::new(none),
@@ -412,6 +417,12 @@ async fn assemble(
     };
     state.set_layers(state.layer_set()?);
     Ok(Timeline { state: Arc::new(state) })
+}
+
+/// How many layers hold rows and are too large to be read whole.
+fn large_layers(entries: &[Arc<LayerEntry>], shared: &Shared) -> usize {
+    let whole = shared.caches.layers.options().whole_bytes;
+    entries.iter().filter(|entry| entry.kind != LayerKind::Events && entry.bytes > whole).count()
 }
 
 /// The ancestors' archives, nearest first.

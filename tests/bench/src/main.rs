@@ -14,7 +14,7 @@ mod table;
 use clap::{Parser, ValueEnum};
 use rows::{Bench, Measured, Row};
 use std::path::PathBuf;
-use stores::Stores;
+use stores::{Place, Stores};
 
 /// Measures Zenith's commands beside pgBackRest's, and prints a table.
 #[derive(Parser, Debug)]
@@ -30,6 +30,9 @@ struct Options {
     /// Segments of WAL, instead of each row's own.
     #[arg(long)]
     segments: Option<usize>,
+    /// The places of the stores, instead of all.
+    #[arg(long, value_delimiter = ',')]
+    places: Vec<Place>,
     /// Where to keep the history that `redo` and `get-page` read, for the next run.
     #[arg(long)]
     history: Option<PathBuf>,
@@ -44,7 +47,8 @@ fn main() -> anyhow::Result<()> {
     let (repeats, scale) = (options.repeats.max(1), options.scale);
     let segments = options.segments.map(|segments| segments.max(2));
     let (history, plot) = (options.history, options.plot);
-    let bench = Bench { stores: Stores::new()?, repeats, scale, segments, history, plot };
+    let places = if options.places.is_empty() { Place::value_variants().to_vec() } else { options.places };
+    let bench = Bench { stores: Stores::new()?, places, repeats, scale, segments, history, plot };
     let rows = if options.rows.is_empty() { Row::value_variants().to_vec() } else { options.rows };
     let mut measured = Measured::default();
     for row in rows {

@@ -24,7 +24,7 @@ impl PgBackRest {
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// Configures it, as its manual says for speed (zstd at its default level, two processes, bundles), and makes the stanza.
+    /// Configures it, as its manual says for speed (zstd at its default level, bundles, several processes), and makes the stanza.
     pub(crate) fn new(store: &Reached, primary: &Primary) -> anyhow::Result<PgBackRest> {
         let peer = PgBackRest { files: pg::server_dir(), primary: primary.server.data().to_owned() };
         let files = peer.files.path().display();
@@ -33,7 +33,7 @@ impl PgBackRest {
         lines.extend([
             "repo1-bundle=y".to_owned(),
             "compress-type=zst".to_owned(),
-            "process-max=2".to_owned(),
+            format!("process-max={}", store.processes()),
             "start-fast=y".to_owned(),
             "archive-check=n".to_owned(),
             // WAL is fetched before recovery asks for it.

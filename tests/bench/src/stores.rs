@@ -17,7 +17,7 @@ use zenith_testkit::pg;
 const ROUND_TRIP: Duration = Duration::from_millis(20);
 
 /// Where a store lies.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub(crate) enum Place {
     /// A folder of this machine.
     Folder,
@@ -28,9 +28,6 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    /// All of them.
-    pub(crate) const ALL: [Place; 3] = [Place::Folder, Place::Minio, Place::Distant];
-
     /// As it stands in the table.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -64,6 +61,8 @@ pub(crate) enum Reached {
         authority: std::path::PathBuf,
         /// What went through.
         traffic: Arc<Traffic>,
+        /// What is added to each round trip.
+        round_trip: Duration,
     },
 }
 
@@ -96,6 +95,7 @@ impl Stores {
             keys: [value("AWS_ACCESS_KEY_ID")?, value("AWS_SECRET_ACCESS_KEY")?],
             authority: self.authority.file.clone(),
             traffic: proxy.traffic,
+            round_trip,
         })
     }
 }
@@ -132,6 +132,14 @@ impl Reached {
         match self {
             Reached::Folder(_) => None,
             Reached::Bucket { traffic, .. } => Some(traffic.read()),
+        }
+    }
+
+    /// pgBackRest's processes: one for each core, and more where they mostly wait.
+    pub(crate) fn processes(&self) -> usize {
+        match self {
+            Reached::Bucket { round_trip, .. } if !round_trip.is_zero() => 8,
+            _ => 2,
         }
     }
 

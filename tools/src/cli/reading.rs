@@ -12,7 +12,7 @@ use zenith_store::TimelineId;
 
 /// What is kept by a reader of everything: stored bytes rather than decoded ones, most of which are used once.
 const WHOLE: CacheOptions = CacheOptions {
-    index_bytes: 128 << 20,
+    index_bytes: 192 << 20,
     block_bytes: 32 << 20,
     whole_bytes: 128 << 10,
     requests: 64,

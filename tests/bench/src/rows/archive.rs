@@ -16,7 +16,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let count = bench.segments.unwrap_or(64) + 1;
     let mut segments = primary.load(count)?;
     segments.truncate(count);
-    Bench::at_each_place(|place| at(bench, &primary, &segments, place))
+    bench.at_each_place(|place| at(bench, &primary, &segments, place))
 }
 
 fn at(bench: &Bench, primary: &Primary, segments: &[PathBuf], place: Place) -> anyhow::Result<Vec<Line>> {

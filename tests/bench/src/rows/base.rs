@@ -12,7 +12,7 @@ pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let mut lines = Vec::new();
     for scale in sizes(bench.scale, &[50, 200]) {
         let primary = Primary::new(scale)?;
-        lines.extend(Bench::at_each_place(|place| at(bench, &primary, scale, place))?);
+        lines.extend(bench.at_each_place(|place| at(bench, &primary, scale, place))?);
     }
     Ok(lines)
 }
@@ -45,7 +45,7 @@ fn at(bench: &Bench, primary: &Primary, scale: u32, place: Place) -> anyhow::Res
     };
     let mut lines = vec![
         line("zenith_push base", ours, &our_note),
-        line("pgBackRest backup, 2 processes, zst, bundles", theirs, &their_note),
+        line("pgBackRest backup, zst, bundles", theirs, &their_note),
     ];
     if place == Place::Folder {
         lines.push(line("pg_basebackup, plain", floor, "the server's own stream, as files"));

@@ -18,6 +18,8 @@ use std::path::PathBuf;
 pub(crate) struct Bench {
     /// Where stores come from.
     pub(crate) stores: Stores,
+    /// Where they lie, for the rows that are measured at several places.
+    pub(crate) places: Vec<Place>,
     /// How often everything is run.
     pub(crate) repeats: usize,
     /// pgbench's scale that was asked for, instead of a row's own.
@@ -61,10 +63,13 @@ impl From<Vec<Operation>> for Measured {
 
 impl Bench {
     /// Measures at every place. What was measured so far is shown: a run takes long.
-    fn at_each_place(mut at: impl FnMut(Place) -> anyhow::Result<Vec<Line>>) -> anyhow::Result<Vec<Line>> {
+    fn at_each_place(
+        &self,
+        mut at: impl FnMut(Place) -> anyhow::Result<Vec<Line>>,
+    ) -> anyhow::Result<Vec<Line>> {
         let mut lines = Vec::new();
-        for place in Place::ALL {
-            lines.extend(at(place)?);
+        for place in &self.places {
+            lines.extend(at(*place)?);
             eprintln!("{}", markdown(&lines));
         }
         Ok(lines)
@@ -89,6 +94,8 @@ pub(crate) enum Row {
     Slice,
     /// `zenith_slicedice` once, and `zenith_restore` with and without WAL after the base image.
     Restore,
+    /// `zenith_restore` of WAL with few images of pages.
+    OneCheckpoint,
     /// Redo of single pages in this process.
     Redo,
     /// Reading single pages in this process.
@@ -105,7 +112,8 @@ impl Row {
             Row::Backlog => backlog::run(bench)?.into(),
             Row::Base => base::run(bench)?.into(),
             Row::Slice => slice::run(bench)?.into(),
-            Row::Restore => restore::run(bench)?.into(),
+            Row::Restore => restore::with_checkpoints(bench)?.into(),
+            Row::OneCheckpoint => restore::with_one_checkpoint(bench)?.into(),
             Row::Redo => redo::run(bench)?.into(),
             Row::GetPage => get_page::run(bench)?.into(),
             Row::Growth => growth::run(bench)?.into(),

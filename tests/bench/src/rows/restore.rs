@@ -21,22 +21,16 @@ struct History {
     pushed: BTreeSet<PathBuf>,
 }
 
-pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let mut lines = with_checkpoints(bench)?;
-    lines.extend(without_checkpoints(bench)?);
-    Ok(lines)
-}
-
 /// pgbench's.
 fn scale(bench: &Bench) -> u32 {
     bench.scale.unwrap_or(50)
 }
 
 /// PostgreSQL's checkpoints, `max_wal_size` 1 GB. The stores of all places keep the same history.
-fn with_checkpoints(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+pub(super) fn with_checkpoints(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let primary = Primary::new(scale(bench))?;
     let mut histories = Vec::new();
-    let mut lines = Bench::at_each_place(|place| {
+    let mut lines = bench.at_each_place(|place| {
         let mut history = History::begin(bench, &primary, place)?;
         history.push(&primary)?;
         time(&mut history.ours.zenith("zenith_slicedice"))?;
@@ -49,7 +43,7 @@ fn with_checkpoints(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     for count in sizes(bench.segments, &[128, 512]) {
         loaded += primary.load(count.saturating_sub(loaded).max(1))?.len();
         let mut histories = histories.iter_mut();
-        lines.extend(Bench::at_each_place(|place| {
+        lines.extend(bench.at_each_place(|place| {
             let history = histories.next().context("a history for each place")?;
             let segments = history.push(&primary)?;
             let mut lines = vec![history.slice(&segments, place)?];
@@ -62,7 +56,7 @@ fn with_checkpoints(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 }
 
 /// One checkpoint, and so few images of pages: most of a restore is redo. In a folder, on one core too.
-fn without_checkpoints(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+pub(super) fn with_one_checkpoint(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let place = Place::Folder;
     let primary = Primary::without_checkpoints(scale(bench))?;
     let mut history = History::begin(bench, &primary, place)?;
@@ -150,7 +144,7 @@ impl History {
         let answer = format!("{what}: until the first answer of a server that takes writes");
         Ok(vec![
             line(what, "zenith_restore", ours, &note),
-            line(what, "pgBackRest restore, 2 processes", theirs, "recovery not begun"),
+            line(what, "pgBackRest restore", theirs, "recovery not begun"),
             line(&answer, "zenith_restore", our_answers, ""),
             line(&answer, "pgBackRest restore, PostgreSQL's recovery", their_answers, ""),
         ])
