@@ -48,8 +48,31 @@ impl Pieces {
 #[derive(Debug)]
 pub(crate) struct Ahead {
     piece: u64,
-    /// The last piece of each layer that was fetched before it was asked for.
-    fetched: Mutex<HashMap<Uuid, u64>>,
+    /// How far each layer is read.
+    streams: Mutex<HashMap<Uuid, Stream>>,
+}
+
+/// How far one layer is read, in pieces.
+#[derive(Clone, Copy, Debug)]
+struct Stream {
+    /// The last one that was asked for, in order.
+    asked: u64,
+    /// The last one whose fetch was begun.
+    begun: u64,
+}
+
+impl Stream {
+    /// Some pieces are asked for. Where they go on from the ones before, but for `DEPTH` at most that are left out: the last
+    /// one that need not be begun. `lag`: how far behind somebody may be who reads the same in the same order.
+    fn goes_on(&mut self, first: u64, last: u64, lag: u64) -> Option<u64> {
+        if last <= self.asked && self.asked - last <= lag {
+            return None;
+        }
+        let goes_on = last > self.asked && first <= self.asked.saturating_add(1 + DEPTH);
+        self.asked = last;
+        let begun = Some(self.begun).filter(|begun| (last..=last.saturating_add(DEPTH)).contains(begun));
+        goes_on.then(|| begun.unwrap_or(last))
+    }
 }
 
 impl Ahead {
@@ -57,7 +80,7 @@ impl Ahead {
     pub(crate) fn new(room: u64, layers: usize) -> Option<Ahead> {
         let each = room / (layers.max(1) as u64).saturating_mul(PIECES_PER_LAYER);
         let piece = each.min(PIECE_BYTES_MAX);
-        (piece >= PIECE_BYTES_MIN).then(|| Ahead { piece, fetched: Mutex::default() })
+        (piece >= PIECE_BYTES_MIN).then(|| Ahead { piece, streams: Mutex::default() })
     }
 
     /// Some bytes of a layer. Those that nobody holds are fetched with the rest of their pieces, and so are the pieces after
@@ -76,7 +99,7 @@ impl Ahead {
             return store.get_exactly(entry, range).await;
         }
         let (first, last) = (range.start / self.piece, last / self.piece);
-        self.fetch_next(store, entry, last);
+        self.fetch_next(store, entry, first, last);
         let pieces = (first..=last).map(|number| self.piece(store, entry, number));
         let pieces = try_join_all(pieces).await?;
         let start = first * self.piece;
@@ -111,23 +134,19 @@ impl Ahead {
         piece
     }
 
-    /// Begins to fetch the pieces after this one, but for those that were. Whoever asks for one meanwhile waits for it; an error
-    /// is forgotten, and met again by whoever asks.
-    fn fetch_next(&self, store: &Arc<LayerStore>, entry: &Arc<LayerEntry>, number: u64) {
-        let end = number.saturating_add(DEPTH).min(entry.bytes.saturating_sub(1) / self.piece);
+    /// Begins to fetch the pieces after these where a layer is read one piece after the other; those that were begun are not
+    /// begun again. Whoever asks for one meanwhile waits for it; an error is forgotten, and met again by whoever asks.
+    fn fetch_next(&self, store: &Arc<LayerStore>, entry: &Arc<LayerEntry>, first: u64, last: u64) {
+        let end = last.saturating_add(DEPTH).min(entry.bytes.saturating_sub(1) / self.piece);
         let begun = {
-            let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = fetched.get(&entry.id).copied();
-            match before {
-                // Readers are some pieces apart: one that lags behind fetches nothing again.
-                Some(before) if (end..=end.saturating_add(LAG_BYTES / self.piece)).contains(&before) => {
-                    return;
-                }
-                before => {
-                    fetched.insert(entry.id, end);
-                    before.filter(|before| (number..end).contains(before)).unwrap_or(number)
-                }
-            }
+            let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(stream) = streams.get_mut(&entry.id) else {
+                streams.insert(entry.id, Stream { asked: last, begun: last });
+                return;
+            };
+            let Some(begun) = stream.goes_on(first, last, LAG_BYTES / self.piece) else { return };
+            stream.begun = end;
+            begun
         };
         for next in begun + 1..=end {
             let (store, entry) = (Arc::clone(store), Arc::clone(entry));
@@ -169,6 +188,28 @@ mod tests {
             }
         }
         assert_eq!(joined(&pieces, 30..41), None);
+    }
+
+    #[test]
+    fn only_what_is_read_in_order_is_read_ahead_and_each_piece_once() {
+        let mut stream = Stream { asked: 0, begun: 0 };
+        let mut ask = |first, last| {
+            let begun = stream.goes_on(first, last, 32);
+            if begun.is_some() {
+                stream.begun = last + DEPTH;
+            }
+            begun
+        };
+        assert_eq!(ask(0, 0), None, "the same again");
+        assert_eq!(ask(1, 1), Some(1), "2 and 3 are begun");
+        assert_eq!(ask(2, 2), Some(3), "4 is begun");
+        assert_eq!(ask(0, 1), None, "somebody lags behind");
+        assert_eq!(ask(2, 4), Some(4), "several pieces at once: 5 and 6 are begun");
+        assert_eq!(ask(6, 6), Some(6), "one is left out: 7 and 8 are begun");
+        assert_eq!(ask(90, 90), None, "a jump");
+        assert_eq!(ask(91, 91), Some(91));
+        assert_eq!(ask(3, 3), None, "a jump back");
+        assert_eq!(ask(4, 4), Some(4));
     }
 
     #[test]
