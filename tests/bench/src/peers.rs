@@ -36,8 +36,6 @@ impl PgBackRest {
             format!("process-max={}", store.processes()),
             "start-fast=y".to_owned(),
             "archive-check=n".to_owned(),
-            // WAL is fetched before recovery asks for it.
-            "archive-async=y".to_owned(),
             "archive-mode-check=n".to_owned(),
             "log-level-file=off".to_owned(),
             "log-level-console=error".to_owned(),
@@ -68,17 +66,9 @@ impl PgBackRest {
     pub(crate) fn push(&self, segments: &[PathBuf]) -> anyhow::Result<Took> {
         each(segments, |segment| {
             let mut command = self.command();
-            command.args(["--no-archive-async", "archive-push"]).arg(segment);
+            command.arg("archive-push").arg(segment);
             Ok(command)
         })
-    }
-
-    /// To restore to this empty directory. What was fetched ahead for the restore before is removed.
-    pub(crate) fn restore(&self, data: &Path) -> anyhow::Result<Command> {
-        time(pg::command("rm").arg("-rf").arg(self.files.path().join("archive")))?;
-        let mut command = self.command();
-        command.arg(format!("--pg1-path={}", data.display())).arg("restore");
-        Ok(command)
     }
 
     /// The same with processes of its own that push what is ready.
@@ -88,7 +78,7 @@ impl PgBackRest {
         let begun = crate::measure::now();
         each(segments, |segment| {
             let mut command = self.command();
-            command.arg(format!("--pg1-path={}", data.display())).arg("archive-push");
+            command.arg(format!("--pg1-path={}", data.display())).args(["--archive-async", "archive-push"]);
             command.arg(wal.join(segment.file_name().context("a segment")?));
             Ok(command)
         })?;

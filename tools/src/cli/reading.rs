@@ -16,7 +16,7 @@ const WHOLE: CacheOptions = CacheOptions {
     block_bytes: 32 << 20,
     whole_bytes: 128 << 10,
     requests: 64,
-    ahead_bytes: 64 << 20,
+    ahead_bytes: 128 << 20,
 };
 
 /// Opens the newest version of the timeline that the settings name. Its working folder is where temporary files go.

@@ -133,7 +133,9 @@ impl History {
             let home = pg::server_dir();
             let data = home.path().join("data");
             pg::run(pg::command("mkdir").arg(&data));
-            let took = time(&mut self.peer.restore(&data)?)?;
+            let mut restore = self.peer.command();
+            restore.arg(format!("--pg1-path={}", data.display())).arg("restore");
+            let took = time(&mut restore)?;
             theirs.push(took);
             their_answers.push(Took { cpu: Duration::ZERO, ..took }.and_then(first_answer(&data, home)?));
         }
