@@ -70,9 +70,11 @@ impl<'a> Size<'a> {
 
         let segments = self.primary.load(self.segments)?;
         let wal = format!("{} segments of TPC-B", segments.len());
-        let (runs, store) = self.repeat(&store, |store| push(store, &segments))?;
+        let (runs, pushed) = self.repeat(&store, |store| push(store, &segments))?;
+        drop(store);
         measured.push(("zenith_push wal", wal.clone(), runs));
-        let (runs, store) = self.repeat(&store, |store| time(&mut store.zenith("zenith_slicedice")))?;
+        let (runs, store) = self.repeat(&pushed, |store| time(&mut store.zenith("zenith_slicedice")))?;
+        drop(pushed);
         measured.push(("zenith_slicedice", wal.clone(), runs));
         let mut runs = Runs::default();
         for _ in 0..self.bench.repeats {
