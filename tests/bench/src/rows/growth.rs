@@ -72,10 +72,10 @@ impl<'a> Size<'a> {
         let wal = format!("{} segments of TPC-B", segments.len());
         let (runs, pushed) = self.repeat(&store, |store| push(store, &segments))?;
         drop(store);
-        measured.push(("zenith_push wal", wal.clone(), runs));
+        measured.push(("zenith_push wal", format!("archive {wal}"), runs));
         let (runs, store) = self.repeat(&pushed, |store| time(&mut store.zenith("zenith_slicedice")))?;
         drop(pushed);
-        measured.push(("zenith_slicedice", wal.clone(), runs));
+        measured.push(("zenith_slicedice", format!("slice {wal}"), runs));
         let mut runs = Runs::default();
         for _ in 0..self.bench.repeats {
             let home = pg::server_dir();
