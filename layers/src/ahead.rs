@@ -35,21 +35,26 @@ impl Weighed for Bytes {
 }
 
 /// The pieces that all timelines of a process hold.
-pub(crate) struct Pieces(Box<dyn ByteCache<PieceKey, Bytes, LayerError>>);
+pub(crate) type Pieces = Arc<dyn ByteCache<PieceKey, Bytes, LayerError>>;
 
-impl Pieces {
-    /// Room for so many bytes; `None` for none.
-    pub(crate) fn new(bytes: u64) -> Option<Pieces> {
-        (bytes > 0).then(|| Pieces(Box::new(MokaCache::recent("pieces of layers", bytes))))
-    }
+/// Room for so many bytes of pieces.
+pub(crate) fn pieces(bytes: u64) -> Pieces {
+    Arc::new(MokaCache::recent("pieces of layers", bytes))
 }
 
 /// How one timeline's layers are read.
-#[derive(Debug)]
 pub(crate) struct Ahead {
+    pieces: Pieces,
+    /// Length of a piece.
     piece: u64,
     /// How far each layer is read.
     streams: Mutex<HashMap<Uuid, Stream>>,
+}
+
+impl std::fmt::Debug for Ahead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ahead").field("piece", &self.piece).finish_non_exhaustive()
+    }
 }
 
 /// How far one layer is read, in pieces.
@@ -63,30 +68,34 @@ struct Stream {
 
 impl Stream {
     /// Some pieces are asked for. Where they go on from the ones before, but for `DEPTH` at most that are left out: the last
-    /// one that need not be begun. `lag`: how far behind somebody may be who reads the same in the same order.
-    fn goes_on(&mut self, first: u64, last: u64, lag: u64) -> Option<u64> {
+    /// one that was begun before; now those up to `end` are. `lag`: how far behind somebody may be who reads the same in the
+    /// same order.
+    fn goes_on(&mut self, first: u64, last: u64, end: u64, lag: u64) -> Option<u64> {
         if last <= self.asked && self.asked - last <= lag {
             return None;
         }
         let goes_on = last > self.asked && first <= self.asked.saturating_add(1 + DEPTH);
         self.asked = last;
-        let begun = Some(self.begun).filter(|begun| (last..=last.saturating_add(DEPTH)).contains(begun));
-        goes_on.then(|| begun.unwrap_or(last))
+        if !goes_on {
+            return None;
+        }
+        let begun = Some(self.begun).filter(|begun| (last..=end).contains(begun)).unwrap_or(last);
+        self.begun = end;
+        Some(begun)
     }
 }
 
 impl Ahead {
     /// For so many layers that share the room. `None` where that would be too little for each.
-    pub(crate) fn new(room: u64, layers: usize) -> Option<Ahead> {
-        let each = room / (layers.max(1) as u64).saturating_mul(PIECES_PER_LAYER);
-        let piece = each.min(PIECE_BYTES_MAX);
-        (piece >= PIECE_BYTES_MIN).then(|| Ahead { piece, streams: Mutex::default() })
+    pub(crate) fn new(pieces: &Pieces, room: u64, layers: usize) -> Option<Arc<Ahead>> {
+        let piece = piece_bytes(room, layers)?;
+        Some(Arc::new(Ahead { pieces: Arc::clone(pieces), piece, streams: Mutex::default() }))
     }
 
     /// Some bytes of a layer. Those that nobody holds are fetched with the rest of their pieces, and so are the pieces after
     /// them.
     pub(crate) async fn get(
-        &self,
+        self: &Arc<Self>,
         store: &Arc<LayerStore>,
         entry: &Arc<LayerEntry>,
         range: Range<u64>,
@@ -117,7 +126,6 @@ impl Ahead {
         entry: &Arc<LayerEntry>,
         number: u64,
     ) -> Result<Bytes, LayerError> {
-        let Some(pieces) = store.pieces() else { return Ok(Bytes::new()) };
         let start = number.saturating_mul(self.piece);
         let range = start..start.saturating_add(self.piece).min(entry.bytes);
         let loaded = AtomicBool::new(false);
@@ -126,17 +134,17 @@ impl Ahead {
             store.get_exactly(entry, range).await
         };
         let key = (entry.id, self.piece, number);
-        let piece = pieces.0.get_or_load(key, load.boxed()).await.map_err(Arc::unwrap_or_clone);
+        let piece = self.pieces.get_or_load(key, load.boxed()).await.map_err(Arc::unwrap_or_clone);
         if loaded.load(Ordering::Relaxed) {
             // Pieces are large: what they replace goes now, not with what is tidied some dozens of them later.
-            pieces.0.weighted_bytes().await;
+            self.pieces.weighted_bytes().await;
         }
         piece
     }
 
     /// Begins to fetch the pieces after these where a layer is read one piece after the other; those that were begun are not
     /// begun again. Whoever asks for one meanwhile waits for it; an error is forgotten, and met again by whoever asks.
-    fn fetch_next(&self, store: &Arc<LayerStore>, entry: &Arc<LayerEntry>, first: u64, last: u64) {
+    fn fetch_next(self: &Arc<Self>, store: &Arc<LayerStore>, entry: &Arc<LayerEntry>, first: u64, last: u64) {
         let end = last.saturating_add(DEPTH).min(entry.bytes.saturating_sub(1) / self.piece);
         let begun = {
             let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
@@ -144,19 +152,20 @@ impl Ahead {
                 streams.insert(entry.id, Stream { asked: last, begun: last });
                 return;
             };
-            let Some(begun) = stream.goes_on(first, last, LAG_BYTES / self.piece) else { return };
-            stream.begun = end;
+            let Some(begun) = stream.goes_on(first, last, end, LAG_BYTES / self.piece) else { return };
             begun
         };
         for next in begun + 1..=end {
-            let (store, entry) = (Arc::clone(store), Arc::clone(entry));
-            tokio::spawn(async move {
-                if let Some(ahead) = store.ahead() {
-                    drop(ahead.piece(&store, &entry, next).await);
-                }
-            });
+            let (ahead, store, entry) = (Arc::clone(self), Arc::clone(store), Arc::clone(entry));
+            tokio::spawn(async move { drop(ahead.piece(&store, &entry, next).await) });
         }
     }
+}
+
+/// How long pieces are where so many layers share the room; `None` where that would be too little for each.
+fn piece_bytes(room: u64, layers: usize) -> Option<u64> {
+    let each = room / (layers.max(1) as u64).saturating_mul(PIECES_PER_LAYER);
+    Some(each.min(PIECE_BYTES_MAX)).filter(|piece| *piece >= PIECE_BYTES_MIN)
 }
 
 /// A part of what several pieces hold together.
@@ -193,13 +202,7 @@ mod tests {
     #[test]
     fn only_what_is_read_in_order_is_read_ahead_and_each_piece_once() {
         let mut stream = Stream { asked: 0, begun: 0 };
-        let mut ask = |first, last| {
-            let begun = stream.goes_on(first, last, 32);
-            if begun.is_some() {
-                stream.begun = last + DEPTH;
-            }
-            begun
-        };
+        let mut ask = |first, last| stream.goes_on(first, last, last + DEPTH, 32);
         assert_eq!(ask(0, 0), None, "the same again");
         assert_eq!(ask(1, 1), Some(1), "2 and 3 are begun");
         assert_eq!(ask(2, 2), Some(3), "4 is begun");
@@ -214,12 +217,12 @@ mod tests {
 
     #[test]
     fn pieces_shrink_with_the_number_of_layers_until_reading_ahead_makes_no_sense() {
-        let piece = |layers| Ahead::new(64 << 20, layers).map(|ahead| ahead.piece);
+        let piece = |layers| piece_bytes(64 << 20, layers);
         assert_eq!(piece(1), Some(1 << 20));
         assert_eq!(piece(16), Some(1 << 20));
         assert_eq!(piece(64), Some(256 << 10));
         assert_eq!(piece(512), Some(32 << 10));
         assert_eq!(piece(513), None);
-        assert!(Ahead::new(0, 1).is_none());
+        assert!(piece_bytes(0, 1).is_none());
     }
 }

@@ -1,6 +1,6 @@
 //! Where layers are opened: one object store, one timeline's paths, shared caches.
 
-use crate::ahead::{Ahead, Pieces};
+use crate::ahead::{Ahead, Pieces, pieces};
 use crate::cache::{ByteCache, MokaCache, Weighed};
 use crate::error::LayerError;
 use crate::footer::{Footer, tail_range};
@@ -91,7 +91,7 @@ struct Caches {
     /// pages of WAL records, which are read most, shrink to a third only.
     blocks: Box<dyn ByteCache<BlockKey, Arc<Block>, LayerError>>,
     /// Stored bytes.
-    pieces: Option<Pieces>,
+    pieces: Pieces,
     requests: Semaphore,
 }
 
@@ -108,7 +108,7 @@ impl LayerCaches {
             options,
             index: Box::new(MokaCache::new("layer index", options.index_bytes)),
             blocks: Box::new(MokaCache::new("layer blocks", options.block_bytes)),
-            pieces: Pieces::new(options.ahead_bytes),
+            pieces: pieces(options.ahead_bytes),
             requests: Semaphore::new(options.requests.clamp(1, Semaphore::MAX_PERMITS)),
         };
         LayerCaches { inner: Arc::new(inner) }
@@ -142,7 +142,7 @@ pub struct LayerStore {
     store: Arc<dyn ObjectStore>,
     paths: TimelinePaths,
     caches: LayerCaches,
-    ahead: Option<Ahead>,
+    ahead: Option<Arc<Ahead>>,
 }
 
 impl LayerStore {
@@ -158,7 +158,7 @@ impl LayerStore {
         caches: LayerCaches,
         layers: usize,
     ) -> Arc<LayerStore> {
-        let ahead = Ahead::new(caches.inner.options.ahead_bytes, layers);
+        let ahead = Ahead::new(&caches.inner.pieces, caches.inner.options.ahead_bytes, layers);
         Arc::new(LayerStore { store, paths, caches, ahead })
     }
 
@@ -226,14 +226,6 @@ impl LayerStore {
         let _permit = self.caches.inner.requests.acquire().await.ok();
         let path = self.path(entry);
         zenith_store::get_range(&*self.store, &path, range).await.map_err(LayerError::reading)
-    }
-
-    pub(crate) fn ahead(&self) -> Option<&Ahead> {
-        self.ahead.as_ref()
-    }
-
-    pub(crate) fn pieces(&self) -> Option<&Pieces> {
-        self.caches.inner.pieces.as_ref()
     }
 
     pub(crate) async fn cached_part(&self, key: IndexKey) -> Option<IndexPart> {

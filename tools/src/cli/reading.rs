@@ -10,15 +10,6 @@ use zenith_pgformat::Lsn;
 use zenith_reader::{ReadError, ReaderCaches, ReaderOptions, Timeline, TimelineRef};
 use zenith_store::TimelineId;
 
-/// What is kept by a reader of everything: stored bytes rather than decoded ones, most of which are used once.
-const WHOLE: CacheOptions = CacheOptions {
-    index_bytes: 192 << 20,
-    block_bytes: 32 << 20,
-    whole_bytes: 128 << 10,
-    requests: 64,
-    ahead_bytes: 128 << 20,
-};
-
 /// Opens the newest version of the timeline that the settings name. Its working folder is where temporary files go.
 pub async fn open(session: &Session, settings: &Settings) -> Result<Timeline, ReadError> {
     open_in(session, settings, &std::env::temp_dir()).await
@@ -35,7 +26,14 @@ pub async fn open_whole(
     settings: &Settings,
     work_dir: &Path,
 ) -> Result<Timeline, ReadError> {
-    let options = ReaderOptions { caches: ReaderCaches::new(WHOLE, 0), ..options(session, work_dir) };
+    // Stored bytes are kept rather than decoded ones, most of which are used once.
+    let caches = CacheOptions {
+        index_bytes: 192 << 20,
+        block_bytes: 32 << 20,
+        ahead_bytes: 128 << 20,
+        ..CacheOptions::default()
+    };
+    let options = ReaderOptions { caches: ReaderCaches::new(caches, 0), ..options(session, work_dir) };
     open_with(session, settings, options).await
 }
 
