@@ -3,7 +3,6 @@
 
 use crate::data::Primary;
 use crate::measure::time;
-use crate::peers::each;
 use crate::rows::{Bench, base};
 use crate::stores::{Place, Reached};
 use anyhow::{Context, bail};
@@ -150,7 +149,7 @@ pub(crate) fn steps(timeline: &Timeline) -> Vec<Lsn> {
 }
 
 fn make(bench: &Bench) -> anyhow::Result<TempDir> {
-    let primary = Primary::new(bench.scale.unwrap_or(50))?;
+    let primary = Primary::new(bench.scale())?;
     let server = &primary.server;
     server.script("postgres", &format!("{WIDE}{DEEP}"));
     let store = bench.stores.empty(Place::Folder)?;
@@ -161,11 +160,7 @@ fn make(bench: &Bench) -> anyhow::Result<TempDir> {
         primary.switch()?;
         let new: Vec<PathBuf> =
             primary.archived()?.into_iter().filter(|file| pushed.insert(file.clone())).collect();
-        each(&new, |segment| {
-            let mut command = store.zenith("zenith_push");
-            command.arg("wal").arg(segment);
-            Ok(command)
-        })?;
+        store.push_wal(&new)?;
         time(&mut store.zenith("zenith_slicedice"))
     };
     for step in 0..STEPS {

@@ -1,9 +1,10 @@
 //! The stores of a run: a folder, MinIO, and MinIO a round trip away.
 
-use crate::measure::time;
+use crate::measure::{Took, time};
+use crate::peers::each;
 use crate::proxy::{Authority, Proxy, Traffic};
 use anyhow::{Context, bail};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -119,6 +120,15 @@ impl Reached {
             }
         }
         command
+    }
+
+    /// Archives segments, a process each, one after the other.
+    pub(crate) fn push_wal(&self, segments: &[PathBuf]) -> anyhow::Result<Took> {
+        each(segments, |segment| {
+            let mut command = self.zenith("zenith_push");
+            command.arg("wal").arg(segment);
+            Ok(command)
+        })
     }
 
     /// Requests, bytes to the store and bytes from it since they were `before`.

@@ -3,7 +3,7 @@
 use super::Bench;
 use crate::data::Primary;
 use crate::measure::{Runs, Took, time};
-use crate::peers::{PgBackRest, each, waiting, zstd_and_sync};
+use crate::peers::{PgBackRest, waiting, zstd_and_sync};
 use crate::stores::{Place, Reached};
 use crate::table::Line;
 use anyhow::Context;
@@ -11,12 +11,17 @@ use std::path::PathBuf;
 use zenith_testkit::pg;
 
 pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let primary = Primary::new(bench.scale.unwrap_or(50))?;
-    // The first one makes the timeline and is not measured.
-    let count = bench.segments.unwrap_or(64) + 1;
+    let (primary, segments) = waiting_segments(bench, 64)?;
+    bench.at_each_place(|place| at(bench, &primary, &segments, place))
+}
+
+/// A primary, and segments of TPC-B: one that makes the timeline and is not measured, and as many as were asked for.
+pub(super) fn waiting_segments(bench: &Bench, own: usize) -> anyhow::Result<(Primary, Vec<PathBuf>)> {
+    let primary = Primary::new(bench.scale())?;
+    let count = 1 + bench.segments.unwrap_or(own);
     let mut segments = primary.load(count)?;
     segments.truncate(count);
-    bench.at_each_place(|place| at(bench, &primary, &segments, place))
+    Ok((primary, segments))
 }
 
 fn at(bench: &Bench, primary: &Primary, segments: &[PathBuf], place: Place) -> anyhow::Result<Vec<Line>> {
@@ -24,14 +29,9 @@ fn at(bench: &Bench, primary: &Primary, segments: &[PathBuf], place: Place) -> a
     let mut note = String::new();
     for _ in 0..bench.repeats {
         let store = bench.stores.empty(place)?;
-        let push = |segment: &std::path::Path| {
-            let mut command = store.zenith("zenith_push");
-            command.arg("wal").arg(segment);
-            Ok(command)
-        };
-        each(&segments[..1], push)?;
+        store.push_wal(&segments[..1])?;
         let before = store.traffic();
-        ours.push(each(&segments[1..], push)?);
+        ours.push(store.push_wal(&segments[1..])?);
         note = traffic(before, &store, segments.len() - 1);
         ahead.push(push_ahead(&bench.stores.empty(place)?, primary, segments)?);
         let store = bench.stores.empty(place)?;
@@ -66,7 +66,7 @@ fn at(bench: &Bench, primary: &Primary, segments: &[PathBuf], place: Place) -> a
 pub(super) fn push_ahead(store: &Reached, primary: &Primary, segments: &[PathBuf]) -> anyhow::Result<Took> {
     let directory = pg::server_dir();
     let wal = waiting(primary.server.data(), &segments[1..], &directory.path().join("data"))?;
-    time(store.zenith("zenith_push").arg("wal").arg(&segments[0]))?;
+    store.push_wal(&segments[..1])?;
     let mut all = Took::default();
     for segment in &segments[1..] {
         let name = segment.file_name().context("a segment")?;

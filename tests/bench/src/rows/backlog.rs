@@ -1,18 +1,14 @@
 //! A backlog: segments that wait after an outage, archived at a distance as PostgreSQL works them off, one process each.
 
-use super::{Bench, archive::push_ahead};
-use crate::data::Primary;
+use super::Bench;
+use super::archive::{push_ahead, waiting_segments};
 use crate::measure::Runs;
 use crate::peers::PgBackRest;
 use crate::stores::Place;
 use crate::table::Line;
 
 pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let primary = Primary::new(bench.scale.unwrap_or(50))?;
-    // The first one makes the timeline and is not measured.
-    let count = bench.segments.unwrap_or(1000) + 1;
-    let mut segments = primary.load(count)?;
-    segments.truncate(count);
+    let (primary, segments) = waiting_segments(bench, 1000)?;
     let (mut ours, mut theirs) = (Runs::default(), Runs::default());
     for _ in 0..bench.repeats {
         ours.push(push_ahead(&bench.stores.empty(Place::Distant)?, &primary, &segments)?);

@@ -4,12 +4,10 @@
 use super::{Bench, base};
 use crate::data::Primary;
 use crate::measure::{Runs, Took, time};
-use crate::peers::each;
 use crate::plot::{Curve, log_log};
 use crate::stores::{Place, Reached};
 use crate::table::Line;
 use anyhow::Context;
-use std::path::PathBuf;
 use zenith_testkit::pg;
 
 /// How much of the data, in sixteenths.
@@ -65,12 +63,12 @@ impl<'a> Size<'a> {
         let mut measured = vec![("zenith_push base", database, runs)];
         // What WAL there was until now is none of the work.
         self.primary.switch()?;
-        push(&store, &self.primary.archived()?)?;
+        store.push_wal(&self.primary.archived()?)?;
         time(&mut store.zenith("zenith_slicedice"))?;
 
         let segments = self.primary.load(self.segments)?;
         let wal = format!("{} segments of TPC-B", segments.len());
-        let (runs, pushed) = self.repeat(&store, |store| push(store, &segments))?;
+        let (runs, pushed) = self.repeat(&store, |store| store.push_wal(&segments))?;
         drop(store);
         measured.push(("zenith_push wal", format!("archive {wal}"), runs));
         let (runs, store) = self.repeat(&pushed, |store| time(&mut store.zenith("zenith_slicedice")))?;
@@ -100,12 +98,4 @@ impl<'a> Size<'a> {
         }
         Ok((runs, copy))
     }
-}
-
-fn push(store: &Reached, segments: &[PathBuf]) -> anyhow::Result<Took> {
-    each(segments, |segment| {
-        let mut command = store.zenith("zenith_push");
-        command.arg("wal").arg(segment);
-        Ok(command)
-    })
 }

@@ -62,6 +62,11 @@ impl From<Vec<Operation>> for Measured {
 }
 
 impl Bench {
+    /// pgbench's scale.
+    pub(crate) fn scale(&self) -> u32 {
+        self.scale.unwrap_or(50)
+    }
+
     /// Measures at every place. What was measured so far is shown: a run takes long.
     fn at_each_place(
         &self,

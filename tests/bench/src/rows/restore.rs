@@ -3,7 +3,7 @@
 use super::{Bench, base, sizes};
 use crate::data::{Primary, first_answer};
 use crate::measure::{Runs, Took, time};
-use crate::peers::{PgBackRest, each};
+use crate::peers::PgBackRest;
 use crate::stores::{Place, Reached};
 use crate::table::Line;
 use anyhow::Context;
@@ -21,14 +21,9 @@ struct History {
     pushed: BTreeSet<PathBuf>,
 }
 
-/// pgbench's.
-fn scale(bench: &Bench) -> u32 {
-    bench.scale.unwrap_or(50)
-}
-
 /// PostgreSQL's checkpoints, `max_wal_size` 1 GB. The stores of all places keep the same history.
 pub(super) fn with_checkpoints(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let primary = Primary::new(scale(bench))?;
+    let primary = Primary::new(bench.scale())?;
     let mut histories = Vec::new();
     let mut lines = bench.at_each_place(|place| {
         let mut history = History::begin(bench, &primary, place)?;
@@ -58,7 +53,7 @@ pub(super) fn with_checkpoints(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 /// One checkpoint, and so few images of pages: most of a restore is redo. In a folder, on one core too.
 pub(super) fn with_one_checkpoint(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     let place = Place::Folder;
-    let primary = Primary::without_checkpoints(scale(bench))?;
+    let primary = Primary::without_checkpoints(bench.scale())?;
     let mut history = History::begin(bench, &primary, place)?;
     let segments = primary.load(bench.segments.unwrap_or(128))?;
     history.push(&primary)?;
@@ -83,11 +78,7 @@ impl History {
     fn push(&mut self, primary: &Primary) -> anyhow::Result<Vec<PathBuf>> {
         let mut segments = primary.archived()?;
         segments.retain(|segment| self.pushed.insert(segment.clone()));
-        each(&segments, |segment| {
-            let mut command = self.ours.zenith("zenith_push");
-            command.arg("wal").arg(segment);
-            Ok(command)
-        })?;
+        self.ours.push_wal(&segments)?;
         self.peer.push(&segments)?;
         Ok(segments)
     }

@@ -3,7 +3,7 @@
 use super::{Bench, base};
 use crate::data::Primary;
 use crate::measure::{Runs, time};
-use crate::peers::{each, zstd_and_sync};
+use crate::peers::zstd_and_sync;
 use crate::stores::{Place, Reached, size_of};
 use crate::table::Line;
 use std::collections::BTreeSet;
@@ -55,7 +55,7 @@ const KINDS: [Kind; 3] = [
 ];
 
 pub(super) fn run(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let (scale, segments) = (bench.scale.unwrap_or(50), bench.segments.unwrap_or(64));
+    let (scale, segments) = (bench.scale(), bench.segments.unwrap_or(64));
     let primary = Primary::new(scale)?;
     let store = bench.stores.empty(Place::Folder)?;
     time(&mut base::push(&store, &primary))?;
@@ -100,11 +100,7 @@ impl History {
     fn push(&mut self) -> anyhow::Result<()> {
         let mut new = self.primary.archived()?;
         new.retain(|segment| !self.pushed.contains(segment));
-        each(&new, |segment| {
-            let mut command = self.store.zenith("zenith_push");
-            command.arg("wal").arg(segment);
-            Ok(command)
-        })?;
+        self.store.push_wal(&new)?;
         self.pushed.extend(new);
         Ok(())
     }
