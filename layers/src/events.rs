@@ -54,6 +54,11 @@ impl EventKind {
         EventKind::Checkpoint,
     ];
 
+    /// Whether a transaction committed.
+    pub fn is_commit(self) -> bool {
+        matches!(self, EventKind::Commit | EventKind::CommitPrepared)
+    }
+
     /// What stands in the `kind` column.
     pub fn name(self) -> &'static str {
         match self {

@@ -266,6 +266,19 @@ impl LayerSet {
         fetch(&layers, &candidates, self.sources).await
     }
 
+    /// Where delta layers end, ancestors' included, with `after < lsn < upto`, ascending: between two of them there is no more
+    /// than a layer of each kind.
+    pub fn delta_ends(&self, after: Lsn, upto: Lsn) -> Vec<Lsn> {
+        let mut ends: Vec<Lsn> = Vec::new();
+        for (inner, cap) in self.chain(upto) {
+            let deltas = inner.map.entries().iter().filter(|entry| entry.kind == LayerKind::Delta);
+            ends.extend(deltas.map(|entry| entry.lsn_to).filter(|end| *end > after && *end < cap));
+        }
+        ends.sort_unstable();
+        ends.dedup();
+        ends
+    }
+
     /// The events layers that may hold events with `after < lsn <= upto`, ancestors' included, oldest first.
     pub fn event_layers(&self, after: Lsn, upto: Lsn) -> Vec<EventLayer> {
         let mut layers = Vec::new();

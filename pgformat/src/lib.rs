@@ -9,6 +9,7 @@ mod le;
 pub mod backup_label;
 pub mod checkpoint;
 pub mod control;
+pub mod heap;
 pub mod history;
 pub mod lsn;
 pub mod mask;

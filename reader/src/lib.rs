@@ -5,7 +5,9 @@
 //! here writes to the store.
 
 mod assemble;
+mod catalog;
 pub mod consistency;
+pub mod drops;
 pub mod error;
 pub mod explain;
 mod locate;
@@ -24,6 +26,7 @@ pub mod wal;
 mod warm;
 
 pub use consistency::{CheckOptions, WalCheck};
+pub use drops::{Loss, Lost, LostRelation};
 pub use error::{ReadError, TargetError};
 pub use explain::{ExplainedLayer, ExplainedRow, Explanation, PageStart};
 pub use options::{ReaderCaches, ReaderOptions, RedoSource, TimelineRef};

@@ -210,7 +210,7 @@ impl Timeline {
         for layer in self.layers().event_layers(after, lsn).iter().rev() {
             let events = self.layers().read_events(layer, after, lsn).await?;
             time = time.or(events.last().map(|event| event.time));
-            if let Some(commit) = events.into_iter().rev().find(is_commit) {
+            if let Some(commit) = events.into_iter().rev().find(|event| event.kind.is_commit()) {
                 return Ok((Some(commit), time));
             }
         }
@@ -261,12 +261,8 @@ fn outside(
     }
 }
 
-fn is_commit(event: &Event) -> bool {
-    matches!(event.kind, EventKind::Commit | EventKind::CommitPrepared)
-}
-
 fn ends_transaction(event: &Event) -> bool {
-    is_commit(event) || matches!(event.kind, EventKind::Abort | EventKind::AbortPrepared)
+    event.kind.is_commit() || matches!(event.kind, EventKind::Abort | EventKind::AbortPrepared)
 }
 
 impl From<Event> for RestorePoint {

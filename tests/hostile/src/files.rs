@@ -10,7 +10,7 @@ use zenith_pgformat::rel::RelFile;
 use zenith_pgformat::relmap::{RELMAP_LEN, RelMap};
 use zenith_pgformat::slru::{clog, commit_ts, parse_segment_name, segment_name};
 use zenith_pgformat::wal_name::{WalFile, WalSegSize};
-use zenith_pgformat::{BLCKSZ, Lsn, Page, page, two_phase};
+use zenith_pgformat::{BLCKSZ, Lsn, Page, heap, page, two_phase};
 
 /// The bytes with the CRC-32C of all before it at `at`, if they reach so far.
 fn signed(input: &[u8], at: usize) -> Vec<u8> {
@@ -128,6 +128,7 @@ pub(crate) fn page(input: &[u8]) -> bool {
     let length = input.len().min(BLCKSZ);
     page[..length].copy_from_slice(&input[..length]);
     let _ = PageHeader::decode(&page).is_sane();
+    heap::tuples(&page).for_each(drop);
     for checksums in [false, true] {
         let _ = page::verify(&page, 7, checksums);
     }

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod hex;
 pub mod layers;
+pub mod log;
 pub mod page;
 pub mod relation;
 pub mod status;
@@ -14,7 +15,7 @@ use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use zenith_store::Env;
 
-/// Looks into a store: what it holds, which objects, single pages; proves it.
+/// Looks into a store: what it holds, which objects, what was lost and when, single pages; proves it.
 #[derive(Parser, Debug)]
 #[command(
     name = "zenith",
@@ -55,6 +56,21 @@ Examples:
   zenith layers
   zenith layers --version 12 --json")]
     Layers(layers::LayersArgs),
+    /// Lists what was dropped or truncated, when, and the LSN just before
+    #[command(after_help = "\
+Examples:
+  zenith log --drops
+  zenith log --drops --rel orders
+  zenith_restore -D back --lsn $(zenith log --drops --rel public.orders --limit 1 --json | jq -r '.[0].before')
+
+Tables, materialized views, sequences and databases that a committed transaction removed. \"truncated\": the relation is
+there and was empty at the commit. \"rewritten\": its rows were written anew or replaced (TRUNCATE and new rows in one
+transaction, VACUUM FULL, CLUSTER, REFRESH MATERIALIZED VIEW, an ALTER TABLE that rewrites); files do not tell which. Rows
+that were deleted are not listed. Names are those of the moment before.
+
+WAL that is not sliced yet is sliced into a temporary folder (TMPDIR), which is removed at the end, and also when SIGINT
+(Ctrl-C) or SIGTERM ends the command, with exit status 1.")]
+    Log(log::LogArgs),
     /// Gives one page as it was at an LSN
     #[command(after_help = "\
 Examples:
@@ -96,6 +112,10 @@ pub fn main() -> ExitCode {
             Command::Layers(args) => {
                 exit::runtime(2)?.block_on(layers::run(&env, &settings, &args)).map(|()| exit::DONE)
             }
+            Command::Log(args) => interrupt::run(2, async |work: &Interruptible| {
+                work.unless_interrupted(log::run(&env, &settings, &args, work.scratch())).await
+            })
+            .map(|()| exit::DONE),
             Command::Page(args) => interrupt::run(2, async |work: &Interruptible| {
                 work.unless_interrupted(page::run(&env, &settings, &args, work.scratch())).await
             })

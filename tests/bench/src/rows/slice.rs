@@ -37,7 +37,8 @@ const KINDS: [Kind; 3] = [
     Kind {
         name: "index builds, a B-tree and a GIN",
         n: 10_000,
-        before: "CREATE TABLE documents AS SELECT id, ARRAY(SELECT (id * 7919 + word * 104729) % 50021
+        before:
+            "CREATE TABLE documents AS SELECT id, ARRAY(SELECT (id::bigint * 7919 + word * 104729) % 50021
                  FROM generate_series(1, 20) word) AS words FROM generate_series(1, {n}) id",
         statements: &[
             "CREATE INDEX ON pgbench_accounts (bid, abalance, aid)",
