@@ -49,6 +49,24 @@ pub(crate) struct Catalogs {
     db: Oid,
     map: RelMap,
     slru: BTreeMap<(u32, u32), Bytes>,
+    /// Names of schemas, once somebody asks for one.
+    schemas: Option<BTreeMap<Oid, String>>,
+}
+
+/// A row of `pg_database`, as far as it is read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct DatabaseRow {
+    oid: Oid,
+    pub(crate) name: String,
+    /// `datconnlimit`.
+    limit: i32,
+}
+
+impl DatabaseRow {
+    /// Whether `DROP DATABASE` has begun: nobody can connect any more (`DATCONNLIMIT_INVALID_DB`, catalog/pg_database.h).
+    pub(crate) fn is_invalid(&self) -> bool {
+        self.limit == -2
+    }
 }
 
 impl Catalogs {
@@ -63,32 +81,71 @@ impl Catalogs {
         Ok(None)
     }
 
-    /// The name of a database, by the shared catalogs.
-    pub(crate) async fn database_name(snapshot: &Snapshot, db: Oid) -> Result<Option<String>, ReadError> {
-        let Some(map) = snapshot.rel_map(GLOBAL_TABLESPACE, 0).await? else { return Ok(None) };
-        let mut shared = Catalogs::with(snapshot, GLOBAL_TABLESPACE, 0, &map)?;
-        shared.named(PG_DATABASE, shared.map.file_of(PG_DATABASE), db).await
+    /// The catalogs that all databases share.
+    pub(crate) async fn shared(snapshot: &Snapshot) -> Result<Catalogs, ReadError> {
+        let key = Key::rel_map(GLOBAL_TABLESPACE, 0);
+        let map = snapshot.rel_map(GLOBAL_TABLESPACE, 0).await?;
+        let map = map.ok_or(ReadError::LostBase { key, lsn: snapshot.lsn() })?;
+        Catalogs::with(snapshot, GLOBAL_TABLESPACE, 0, &map)
+    }
+
+    /// A database by the shared catalogs; `None`: it has no row.
+    pub(crate) async fn database(&mut self, db: Oid) -> Result<Option<DatabaseRow>, ReadError> {
+        let file = self.database_file()?;
+        let mut found = None;
+        self.rows(file, |data| found = found.take().or(database(data).filter(|row| row.oid == db))).await?;
+        Ok(found)
+    }
+
+    /// Where `pg_database` lies.
+    pub(crate) fn database_file(&self) -> Result<Oid, ReadError> {
+        self.mapped(PG_DATABASE)
+    }
+
+    fn mapped(&self, catalog: Oid) -> Result<Oid, ReadError> {
+        let key = Key::rel_map(self.tablespace, self.db);
+        let missing =
+            || bad(key, self.snapshot.lsn(), format!("it does not name the file of catalog {catalog}"));
+        self.map.file_of(catalog).ok_or_else(missing)
     }
 
     fn with(snapshot: &Snapshot, tablespace: Oid, db: Oid, map: &[u8]) -> Result<Catalogs, ReadError> {
         let key = Key::rel_map(tablespace, db);
         let map = RelMap::decode(map).map_err(|error| bad(key, snapshot.lsn(), error.to_string()))?;
-        Ok(Catalogs { snapshot: snapshot.clone(), tablespace, db, map, slru: BTreeMap::new() })
+        let (snapshot, slru) = (snapshot.clone(), BTreeMap::new());
+        Ok(Catalogs { snapshot, tablespace, db, map, slru, schemas: None })
     }
 
     /// The relations that are looked for.
     pub(crate) async fn classes(&mut self, wanted: impl Fn(&Class) -> bool) -> Result<Vec<Class>, ReadError> {
-        let Some(file) = self.map.file_of(PG_CLASS) else { return Ok(Vec::new()) };
+        let file = self.mapped(PG_CLASS)?;
         let mut found = Vec::new();
         self.rows(file, |data| found.extend(class(data).filter(&wanted))).await?;
         Ok(found)
     }
 
     /// The name of a schema.
-    pub(crate) async fn schema_name(&mut self, oid: Oid) -> Result<Option<String>, ReadError> {
+    pub(crate) async fn schema_name(&mut self, oid: Oid) -> Result<String, ReadError> {
+        let schemas = match self.schemas.take() {
+            Some(schemas) => schemas,
+            None => self.read_schemas().await?,
+        };
+        let name = schemas.get(&oid).cloned();
+        self.schemas = Some(schemas);
+        let missing =
+            || bad(Key::rel_map(self.tablespace, self.db), self.snapshot.lsn(), format!("no schema {oid}"));
+        name.ok_or_else(missing)
+    }
+
+    async fn read_schemas(&mut self) -> Result<BTreeMap<Oid, String>, ReadError> {
         let catalog = self.classes(|class| class.oid == PG_NAMESPACE).await?;
-        let file = catalog.first().map(|class| class.file);
-        self.named(PG_NAMESPACE, file, oid).await
+        let file = match catalog.first() {
+            Some(class) => class.file,
+            None => self.mapped(PG_NAMESPACE)?,
+        };
+        let mut schemas = BTreeMap::new();
+        self.rows(file, |data| schemas.extend(number(data, 0).zip(name(data, 4)))).await?;
+        Ok(schemas)
     }
 
     /// Where a relation's file lies.
@@ -97,32 +154,12 @@ impl Catalogs {
         RelNode { spc, db: self.db, rel: class.file }
     }
 
-    /// The name of a row of a catalog whose first two columns are oid and name.
-    async fn named(
-        &mut self,
-        catalog: Oid,
-        file: Option<Oid>,
-        oid: Oid,
-    ) -> Result<Option<String>, ReadError> {
-        let Some(file) = file else {
-            let key = Key::rel_map(self.tablespace, self.db);
-            return Err(bad(key, self.snapshot.lsn(), format!("no file of catalog {catalog}")));
-        };
-        let mut found = None;
-        self.rows(file, |data| {
-            if number(data, 0) == Some(oid) {
-                found = name(data, 4);
-            }
-        })
-        .await?;
-        Ok(found)
-    }
-
     /// The columns of each row that a new transaction would see.
     async fn rows(&mut self, file: Oid, mut row: impl FnMut(&[u8])) -> Result<(), ReadError> {
         let node = RelNode { spc: self.tablespace, db: self.db, rel: file };
         let snapshot = self.snapshot.clone();
-        let blocks = snapshot.rel_size(node, Fork::Main).await?.unwrap_or_default();
+        let missing = ReadError::NoSuchRelation { node, fork: Fork::Main, lsn: snapshot.lsn() };
+        let blocks = snapshot.rel_size(node, Fork::Main).await?.ok_or(missing)?;
         for first in (0..blocks).step_by(BATCH as usize) {
             let pages = snapshot.pages(node, Fork::Main, first, BATCH.min(blocks - first)).await?;
             for page in &pages {
@@ -220,6 +257,11 @@ fn class(data: &[u8]) -> Option<Class> {
         tablespace: number(data, 92)?,
         kind: *data.get(115)?,
     })
+}
+
+/// `FormData_pg_database`.
+fn database(data: &[u8]) -> Option<DatabaseRow> {
+    Some(DatabaseRow { oid: number(data, 0)?, name: name(data, 4)?, limit: number(data, 80)?.cast_signed() })
 }
 
 fn number(bytes: &[u8], at: usize) -> Option<u32> {

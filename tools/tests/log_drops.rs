@@ -24,6 +24,7 @@ CREATE TABLE deep.numbered (id serial PRIMARY KEY, t text);
 CREATE MATERIALIZED VIEW deep.totals AS SELECT count(*) FROM kept;
 CREATE TABLE deep.parts (n int) PARTITION BY RANGE (n);
 CREATE TABLE deep.part_1 PARTITION OF deep.parts FOR VALUES FROM (0) TO (10);
+CREATE TABLE unlogging AS SELECT * FROM shop.orders;
 CREATE TABLE last (n int);
 ";
 
@@ -38,10 +39,17 @@ DELETE FROM shrunk WHERE g > 10; VACUUM shrunk;
 ALTER SEQUENCE deep.numbered_id_seq RESTART;
 VACUUM FULL pg_class;
 VACUUM FULL pg_namespace;
+SET allow_in_place_tablespaces = on;
+CREATE TABLESPACE spot LOCATION '';
+ALTER TABLE kept SET TABLESPACE spot;
+ALTER DATABASE moving SET TABLESPACE spot;
+ALTER DATABASE moving SET TABLESPACE pg_default;
+ALTER TABLE kept SET TABLESPACE pg_default;
+DROP TABLESPACE spot;
 ";
 
 /// Each a moment of its own.
-const LOSSES: [&str; 11] = [
+const LOSSES: [&str; 13] = [
     "ALTER TABLE shop.orders RENAME TO bills; DROP TABLE shop.bills",
     "TRUNCATE emptied",
     "BEGIN; TRUNCATE refilled; INSERT INTO refilled VALUES (1); COMMIT",
@@ -54,11 +62,13 @@ const LOSSES: [&str; 11] = [
     "DROP SCHEMA deep CASCADE",
     "DROP DATABASE other",
     "CREATE TABLE \"Odd.Name\" AS SELECT 1; DROP TABLE \"Odd.Name\"",
+    "ALTER TABLE unlogging SET UNLOGGED",
+    "DROP TABLE unlogging",
     "DROP TABLE last",
 ];
 
 /// What the list says of them, the oldest first: what, kind, database, relation.
-const EXPECTED: [&str; 14] = [
+const EXPECTED: [&str; 16] = [
     "dropped table postgres shop.bills",
     "truncated table postgres public.emptied",
     "rewritten table postgres public.refilled",
@@ -72,6 +82,8 @@ const EXPECTED: [&str; 14] = [
     "dropped table postgres deep.part_1",
     "dropped database other",
     "dropped table postgres public.Odd.Name",
+    "rewritten table postgres public.unlogging",
+    "dropped table postgres public.unlogging",
     "dropped table postgres public.last",
 ];
 
@@ -105,6 +117,8 @@ impl Archived {
         let mut archived = Archived { store, pg, times: Vec::new() };
         archived.pg.script("postgres", BEFORE);
         archived.pg.sql("CREATE DATABASE other");
+        archived.pg.sql("CREATE DATABASE moving");
+        archived.pg.sql_in("other", "CREATE TABLE inside AS SELECT 42 AS answer");
         let mut base = archived.command(push, &["base", "--checkpoint=fast"]);
         run(base.env("PGHOST", archived.pg.socket()).env("PGUSER", "postgres"));
         archived.pg.script("postgres", HARMLESS);
@@ -142,14 +156,14 @@ impl Archived {
     }
 
     /// What a server restored to an LSN says.
-    fn restored(&self, lsn: &str, sql: &str) -> String {
+    fn restored(&self, lsn: &str, database: &str, script: &str) -> String {
         let home = server_dir();
         let data = home.path().join("data");
         let mut restore = self.command(env!("CARGO_BIN_EXE_zenith_restore"), &["--lsn", lsn, "-D"]);
         succeeds(&restore.arg(&data).output().expect("started"));
         let pg = Pg::adopt(home, data);
         pg.start();
-        pg.sql(sql)
+        pg.script(database, &format!("{script};")).trim().to_owned()
     }
 }
 
@@ -166,7 +180,7 @@ fn what_was_lost_is_listed_with_its_name_and_the_lsn_just_before_and_nothing_els
     let lines: Vec<String> = found.iter().map(line).collect();
     assert_eq!(sorted(lines.clone()), sorted(EXPECTED.map(str::to_owned).to_vec()));
     let place = |what: &str| lines.iter().position(|line| line == what).expect("listed");
-    assert!(place(EXPECTED[0]) < place(EXPECTED[1]) && place(EXPECTED[11]) < place(EXPECTED[13]));
+    assert!(place(EXPECTED[0]) < place(EXPECTED[1]) && place(EXPECTED[11]) < place(EXPECTED[15]));
 
     // By time, too: each lies between two of the server's clock.
     let time = |found: &Value| found["time"].as_str().expect("a time").to_owned();
@@ -181,13 +195,23 @@ fn what_was_lost_is_listed_with_its_name_and_the_lsn_just_before_and_nothing_els
     let bills = &found[place(EXPECTED[0])];
     assert_eq!(bills["bytes"].as_u64().expect("a size") % 8192, 0);
     let lsn = |name: &str| bills[name].as_str().expect("an LSN").to_owned();
-    assert_eq!(archived.restored(&lsn("before"), "SELECT count(*), min(md5) FROM shop.bills"), {
+    assert_eq!(archived.restored(&lsn("before"), "postgres", "SELECT count(*), min(md5) FROM shop.bills"), {
         archived.pg.sql("SELECT count(*), min(md5) FROM kept")
     });
-    assert_eq!(archived.restored(&lsn("lsn"), "SELECT to_regclass('shop.bills') IS NULL"), "t");
+    assert_eq!(archived.restored(&lsn("lsn"), "postgres", "SELECT to_regclass('shop.bills') IS NULL"), "t");
     let database = found.iter().find(|found| found["kind"] == "database").expect("listed");
     let before = database["before"].as_str().expect("an LSN");
-    assert_eq!(archived.restored(before, "SELECT count(*) FROM pg_database WHERE datname = 'other'"), "1");
+    assert_eq!(
+        archived.restored(before, "other", "SELECT answer FROM inside"),
+        "42",
+        "it can be connected to"
+    );
+
+    let prepared = &found[place(EXPECTED[5])];
+    assert_eq!((&prepared["prepared"], &found[0]["prepared"]), (&Value::Bool(true), &Value::Bool(false)));
+    let before = prepared["before"].as_str().expect("an LSN");
+    let freed = "ROLLBACK PREPARED 'p'; SELECT count(*) FROM prepared";
+    assert_eq!(archived.restored(before, "postgres", freed), "0");
 
     // Slicing changes nothing, however small the layers.
     succeeds(&archived.command(env!("CARGO_BIN_EXE_zenith_slicedice"), &[]).output().expect("started"));
@@ -197,6 +221,7 @@ fn what_was_lost_is_listed_with_its_name_and_the_lsn_just_before_and_nothing_els
     assert_eq!(called("bills"), [EXPECTED[0]]);
     assert_eq!(called("public.Odd.Name"), [EXPECTED[12]]);
     assert_eq!(called("postgres.deep.part_1"), [EXPECTED[10]]);
+    assert_eq!(called("other.public.inside"), [EXPECTED[11]], "with its database");
     assert_eq!(called("orders"), Vec::<String>::new(), "names are those of the moment before");
 
     let newest = archived.log(&["--limit", "1"]);
@@ -206,7 +231,7 @@ fn what_was_lost_is_listed_with_its_name_and_the_lsn_just_before_and_nothing_els
     assert!(said(&newest).contains("there are older ones"), "{}", said(&newest));
     let none = archived.log(&["--rel", "kept"]);
     succeeds(&none);
-    assert!(none.stdout.is_empty() && said(&none).contains("nothing was dropped"), "{}", said(&none));
+    assert!(none.stdout.is_empty() && said(&none).contains("no kept was dropped"), "{}", said(&none));
     let bare = archived.command(env!("CARGO_BIN_EXE_zenith"), &["log"]).output().expect("started");
     assert!(bare.status.code() == Some(2) && said(&bare).contains("--drops"), "{}", said(&bare));
 }

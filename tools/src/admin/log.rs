@@ -1,12 +1,13 @@
 //! `zenith log`: what happened in a timeline, for somebody who looks for the moment to go back to.
 
 use crate::cli::{Session, Settings, output, reading, time, units};
+use anyhow::Context;
 use clap::Args;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 use std::path::Path;
 use zenith_pgformat::{BLCKSZ, Lsn, Xid};
-use zenith_reader::{Loss, Lost};
+use zenith_reader::{Loss, Lost, Timeline};
 use zenith_store::Env;
 
 /// Options of `zenith log`.
@@ -33,6 +34,8 @@ struct Line {
     /// When the transaction committed.
     time: Option<String>,
     xid: Xid,
+    /// The transaction was prepared.
+    prepared: bool,
     what: &'static str,
     kind: &'static str,
     database: String,
@@ -52,7 +55,8 @@ pub async fn run(env: &Env, settings: &Settings, args: &LogArgs, scratch: &Path)
     let wanted = |lost: &Lost| args.rel.as_deref().is_none_or(|name| is_called(lost, name));
     // One more tells whether that is all.
     let limit = args.limit as usize;
-    let mut lost = timeline.lost(wanted, limit.saturating_add(1)).await?;
+    let mut lost = Vec::new();
+    let searched = timeline.lost(wanted, limit.saturating_add(1), &mut lost).await;
     let more = lost.len() > limit;
     lost.truncate(limit);
     let lines: Vec<Line> = lost.into_iter().map(Line::from).collect();
@@ -61,24 +65,48 @@ pub async fn run(env: &Env, settings: &Settings, args: &LogArgs, scratch: &Path)
     } else if !lines.is_empty() {
         output::line(describe(&lines).trim_end())?;
     }
-    if lines.is_empty() {
-        let first = timeline.ranges().first().map_or(Lsn::INVALID, |range| range.from);
+    // What was found counts, and what could not be read is told.
+    searched.context("older ones, if there are any, were not found")?;
+    for line in lines.iter().filter(|line| line.prepared) {
         output::say(&format!(
-            "nothing was dropped, truncated or rewritten from {first} to {}",
-            timeline.end()?
+            "{} was prepared: a server restored to {} holds its locks until ROLLBACK PREPARED (pg_prepared_xacts has its name)",
+            line.xid, line.before
         ));
+    }
+    if lines.is_empty() {
+        let what = args.rel.as_deref().map_or_else(|| "nothing".to_owned(), |name| format!("no {name}"));
+        output::say(&format!("{what} was dropped, truncated or rewritten {}", searched_ranges(&timeline)));
     } else if more {
         output::say(&format!("there are older ones: this lists the newest {limit} (--limit)"));
+    } else {
+        output::say(&format!("searched: {}", searched_ranges(&timeline)));
     }
     Ok(())
 }
 
-/// Names are compared as they are stored, so that one with dots or capitals needs no quotes.
+/// Gaps are not passed over in silence.
+fn searched_ranges(timeline: &Timeline) -> String {
+    let ranges = timeline.ranges();
+    let ranges = ranges.iter().map(|range| format!("from {} to {}", range.from, range.to));
+    ranges.collect::<Vec<String>>().join(" and ")
+}
+
+/// Names are compared as they are stored, so that one with dots or capitals needs no quotes. A database that was dropped
+/// took its relations with it.
 fn is_called(lost: &Lost, asked: &str) -> bool {
-    lost.relation.as_ref().is_some_and(|relation| {
-        let qualified = format!("{}.{}", relation.schema, relation.name);
-        asked == relation.name || asked == qualified || asked == format!("{}.{qualified}", lost.database)
-    })
+    let Some(relation) = &lost.relation else {
+        return asked.strip_prefix(&lost.database).is_some_and(|rest| rest.starts_with('.'));
+    };
+    let qualified = format!("{}.{}", relation.schema, relation.name);
+    asked == relation.name || asked == qualified || asked == format!("{}.{qualified}", lost.database)
+}
+
+/// Names may hold anything, also what a terminal obeys.
+fn printable(name: &str) -> String {
+    let shown = |letter: char| {
+        if letter.is_control() { letter.escape_default().collect() } else { letter.to_string() }
+    };
+    name.chars().map(shown).collect()
 }
 
 impl From<Lost> for Line {
@@ -92,6 +120,7 @@ impl From<Lost> for Line {
             lsn: lost.lsn,
             time: lost.time.map(|at| time::format(at, &zone)),
             xid: lost.xid,
+            prepared: lost.prepared,
             what: match lost.loss {
                 Loss::Dropped | Loss::DatabaseDropped => "dropped",
                 Loss::Truncated => "truncated",
@@ -117,7 +146,7 @@ fn describe(lines: &[Line]) -> String {
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     rows.extend(lines.iter().map(|line| {
         let relation = match (&line.schema, &line.name) {
-            (Some(schema), Some(name)) => format!("{schema}.{name}"),
+            (Some(schema), Some(name)) => printable(&format!("{schema}.{name}")),
             _ => String::new(),
         };
         vec![
@@ -126,7 +155,7 @@ fn describe(lines: &[Line]) -> String {
             line.xid.to_string(),
             line.what.to_owned(),
             line.kind.to_owned(),
-            line.database.clone(),
+            printable(&line.database),
             relation,
             line.bytes.map(units::size).unwrap_or_default(),
         ]

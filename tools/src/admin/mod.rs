@@ -66,7 +66,8 @@ Examples:
 Tables, materialized views, sequences and databases that a committed transaction removed. \"truncated\": the relation is
 there and was empty at the commit. \"rewritten\": its rows were written anew or replaced (TRUNCATE and new rows in one
 transaction, VACUUM FULL, CLUSTER, REFRESH MATERIALIZED VIEW, an ALTER TABLE that rewrites); files do not tell which. Rows
-that were deleted are not listed. Names are those of the moment before.
+that were deleted are not listed. Names are those of the moment before. The LSN before a COMMIT PREPARED lies behind the
+PREPARE: a server that is restored there holds the transaction's locks until ROLLBACK PREPARED.
 
 WAL that is not sliced yet is sliced into a temporary folder (TMPDIR), which is removed at the end, and also when SIGINT
 (Ctrl-C) or SIGTERM ends the command, with exit status 1.")]
