@@ -7,6 +7,7 @@
 mod le;
 
 pub mod backup_label;
+pub mod catalog;
 pub mod checkpoint;
 pub mod control;
 pub mod heap;

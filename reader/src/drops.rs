@@ -1,21 +1,15 @@
 //! What was dropped or emptied, by the files that ends of transactions removed: when, by whom, and the LSN just before.
 
-use crate::catalog::{Catalogs, Class};
+use crate::catalog::Catalogs;
 use crate::error::ReadError;
 use crate::snapshot::{Snapshot, bad};
 use crate::timeline::{Readable, Timeline};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use zenith_layers::{Event, EventFilter, EventKind, Key, KeyClass, KeyRange, Row, Value};
+use zenith_pgformat::catalog::{ClassRow, FIRST_NORMAL_OID};
 use zenith_pgformat::rel::GLOBAL_TABLESPACE;
-use zenith_pgformat::wal::RmgrId;
+use zenith_pgformat::wal::heap::is_inplace_update;
 use zenith_pgformat::{Fork, Lsn, Oid, RelNode, Xid};
-
-/// `FirstNormalObjectId` (access/transam.h): system catalogs are below it, which are rewritten and never lost.
-const FIRST_NORMAL_OID: Oid = 16_384;
-
-/// `XLOG_HEAP_OPMASK`, `XLOG_HEAP_INPLACE` (access/heapam_xlog.h).
-const HEAP_OPMASK: u8 = 0x70;
-const HEAP_INPLACE: u8 = 0x70;
 
 /// How data was lost.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -242,8 +236,7 @@ impl Timeline {
         let node = RelNode { spc: GLOBAL_TABLESPACE, db: 0, rel: shared.database_file()? };
         let blocks = KeyRange::blocks(node, Fork::Main, 0, u32::MAX);
         let rows = self.layers().versions(&[blocks], from, upto).await?;
-        let in_place =
-            |row: &&Row| row.source.rmgr == RmgrId::HEAP && row.source.info & HEAP_OPMASK == HEAP_INPLACE;
+        let in_place = |row: &&Row| is_inplace_update(row.source.rmgr, row.source.info);
         let mut changes: Vec<Lsn> = rows.iter().filter(in_place).map(|row| row.lsn).collect();
         changes.sort_unstable();
         let mut before = upto;
@@ -269,14 +262,14 @@ async fn database_name(snapshot: &Snapshot, db: Oid) -> Result<String, ReadError
     row.map(|row| row.name).ok_or_else(missing)
 }
 
-/// Tables, materialized views and sequences that are no system catalogs.
-fn is_kept(class: &Class) -> bool {
+/// Tables, materialized views and sequences that are no system catalogs: those are rewritten and never lost.
+fn is_kept(class: &ClassRow) -> bool {
     class.oid >= FIRST_NORMAL_OID && matches!(class.kind, b'r' | b'm' | b'S')
 }
 
 /// What it means that a relation has another file, by its blocks. Of sequences nothing is lost but a number. A file that is
 /// not there is an unlogged relation's.
-fn rewritten(class: &Class, before: Option<u32>, now: Option<u32>) -> Option<Loss> {
+fn rewritten(class: &ClassRow, before: Option<u32>, now: Option<u32>) -> Option<Loss> {
     match (class.kind, before, now) {
         (b'S', ..) | (_, Some(0), _) => None,
         (_, Some(_), Some(0)) => Some(Loss::Truncated),

@@ -22,6 +22,7 @@ pub mod tail;
 pub mod target;
 pub mod time;
 pub mod timeline;
+mod visibility;
 pub mod wal;
 mod warm;
 

@@ -2,7 +2,7 @@
 //! ids (access/multixact.h, multixact.c).
 
 use super::{PAGES_PER_SEGMENT, precedes_modulo};
-use crate::BLCKSZ;
+use crate::{BLCKSZ, Xid, le};
 
 /// `FirstMultiXactId`; 0 is no multixact.
 pub const FIRST_MULTI: u32 = 1;
@@ -16,6 +16,8 @@ pub const GROUP_LEN: u32 = MEMBERS_PER_GROUP + 4 * MEMBERS_PER_GROUP;
 pub const GROUPS_PER_PAGE: u32 = BLCKSZ as u32 / GROUP_LEN;
 /// `MULTIXACT_MEMBERS_PER_PAGE`.
 pub const MEMBERS_PER_PAGE: u32 = GROUPS_PER_PAGE * MEMBERS_PER_GROUP;
+/// `MultiXactStatusForUpdate`: members with a higher status updated (`ISUPDATE_from_mxstatus`).
+const FOR_UPDATE: u8 = 3;
 
 /// `MultiXactIdPrecedes`.
 pub fn multi_precedes(first: u32, second: u32) -> bool {
@@ -72,6 +74,17 @@ pub fn member_position(offset: u32) -> usize {
 pub fn member_flag_position(offset: u32) -> usize {
     let group = offset / MEMBERS_PER_GROUP % GROUPS_PER_PAGE;
     (group * GROUP_LEN + offset % MEMBERS_PER_GROUP) as usize
+}
+
+/// Where a multixact's members begin, by its page of `offsets`; `None` if the page is too short.
+pub fn offset(page: &[u8], multi: u32) -> Option<u32> {
+    le::u32(page, offset_position(multi))
+}
+
+/// The member at this offset, if it updated, by its page of `members`.
+pub fn updater(page: &[u8], offset: u32) -> Option<Xid> {
+    let status = page.get(member_flag_position(offset))?;
+    (*status > FOR_UPDATE).then(|| le::u32(page, member_position(offset))).flatten()
 }
 
 /// `MultiXactOffsetPagePrecedes`.

@@ -73,6 +73,18 @@ fn member_segments_are_removed_over_the_wrap() {
 }
 
 #[test]
+fn only_a_member_that_updated_is_the_updater() {
+    let mut page = vec![0; BLCKSZ];
+    // The second group's first two members: FOR UPDATE, and UPDATE.
+    page[20..22].copy_from_slice(&[3, 5]);
+    page[24..28].copy_from_slice(&700_u32.to_le_bytes());
+    page[28..32].copy_from_slice(&701_u32.to_le_bytes());
+    assert_eq!(multixact::updater(&page, 4), None);
+    assert_eq!(multixact::updater(&page, 5), Some(701));
+    assert_eq!(multixact::updater(&page[..31], 5), None, "cut short");
+}
+
+#[test]
 fn members_lie_in_groups_after_their_flags() {
     assert_eq!(multixact::member_position(0), 4);
     assert_eq!(multixact::member_position(3), 16);

@@ -4,6 +4,7 @@
 //! visibility map without a block reference to the map's page: only the heap block's reference and a flag tell.
 
 use super::fields::Fields;
+use super::record::XLR_INFO_MASK;
 use super::{Record, RmgrId, WalError};
 use crate::RelNode;
 
@@ -55,6 +56,12 @@ pub struct VisibilityClear {
     pub heap_block: u32,
     /// Which: [`VISIBILITYMAP_VALID_BITS`] or [`VISIBILITYMAP_ALL_FROZEN`].
     pub bits: u8,
+}
+
+/// Whether a record of this resource manager and `xl_info` overwrote a tuple where it was, outside of any transaction
+/// (`heap_inplace_update`).
+pub fn is_inplace_update(rmgr: RmgrId, info: u8) -> bool {
+    rmgr == RmgrId::HEAP && info & !XLR_INFO_MASK & !XLOG_HEAP_INIT_PAGE == XLOG_HEAP_INPLACE
 }
 
 /// Parses a record of the heap's two resource managers.

@@ -1,6 +1,7 @@
 //! Files of a data directory and of the archive, their names, and pages.
 
 use zenith_pgformat::backup_label::BackupLabel;
+use zenith_pgformat::catalog::{ClassRow, DatabaseRow, NamespaceRow};
 use zenith_pgformat::checkpoint::CheckPoint;
 use zenith_pgformat::control::{CONTROL_FILE_LEN, ControlFile};
 use zenith_pgformat::history::{History, child_file};
@@ -8,7 +9,7 @@ use zenith_pgformat::mask::{PageKind, mask};
 use zenith_pgformat::page::PageHeader;
 use zenith_pgformat::rel::RelFile;
 use zenith_pgformat::relmap::{RELMAP_LEN, RelMap};
-use zenith_pgformat::slru::{clog, commit_ts, parse_segment_name, segment_name};
+use zenith_pgformat::slru::{clog, commit_ts, multixact, parse_segment_name, segment_name};
 use zenith_pgformat::wal_name::{WalFile, WalSegSize};
 use zenith_pgformat::{BLCKSZ, Lsn, Page, heap, page, two_phase};
 
@@ -128,7 +129,10 @@ pub(crate) fn page(input: &[u8]) -> bool {
     let length = input.len().min(BLCKSZ);
     page[..length].copy_from_slice(&input[..length]);
     let _ = PageHeader::decode(&page).is_sane();
-    heap::tuples(&page).for_each(drop);
+    for tuple in heap::tuples(&page) {
+        let _ =
+            (ClassRow::decode(tuple.data), NamespaceRow::decode(tuple.data), DatabaseRow::decode(tuple.data));
+    }
     for checksums in [false, true] {
         let _ = page::verify(&page, 7, checksums);
     }
@@ -136,6 +140,7 @@ pub(crate) fn page(input: &[u8]) -> bool {
         let _ = (clog::status(&page, xid), commit_ts::entry(&page, xid));
         // A cut page has not all entries.
         let _ = (clog::status(input, xid), commit_ts::entry(input, xid));
+        let _ = (multixact::offset(input, xid), multixact::updater(input, xid));
     }
     for kind in PageKind::ALL.into_iter().chain([PageKind::guess(&page)]) {
         for block in [0, 1] {
