@@ -2,19 +2,16 @@
 //!
 //! Put-if-absent forgets deleted names: a writer that stalls longer than GC waits could create a collected number
 //! again and believe that it committed. So GC raises the boundary before it deletes, and whoever creates or finds
-//! a version checks afterwards that it lies above. A folder store has no conditional update, so the boundary is
-//! not one object but a numbered sequence, each naming a version at least as high as the one before.
+//! a version checks afterwards that it lies above.
 
-use crate::envelope::{self, BOUNDARY};
+use crate::envelope::BOUNDARY;
 use crate::error::ManifestError;
-use crate::sequence::{Numbered, Sequence};
+use crate::watermark::{Level, Seen, Watermark};
 use object_store::ObjectStore;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use std::sync::{Mutex, PoisonError};
-use zenith_store::{Creation, Env, StoreError, TimelinePaths, create};
-
-const BOUNDARY_BYTES_MAX: u64 = 4096;
+use zenith_store::{Env, TimelinePaths};
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,20 +20,28 @@ struct Body {
     void_up_to: u64,
 }
 
-/// The newest boundary that was seen: its number in the sequence, and the version that it names.
-#[derive(Debug, Default)]
-pub(crate) struct BoundaryCache(Mutex<(u64, u64)>);
+impl Level for Body {
+    const WHAT: &'static str = "boundary";
 
-impl BoundaryCache {
-    fn seen(&self) -> (u64, u64) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn of(level: u64) -> Body {
+        Body { void_up_to: level }
     }
 
-    fn remember(&self, seen: (u64, u64)) {
-        let mut newest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *newest = (*newest).max(seen);
+    fn level(&self) -> u64 {
+        self.void_up_to
     }
 }
+
+fn watermark<'a>(
+    objects: &'a dyn ObjectStore,
+    paths: &'a TimelinePaths,
+) -> Watermark<'a, impl Fn(u64) -> Path> {
+    Watermark { objects, kind: BOUNDARY, path: |n| paths.manifest_boundary(n) }
+}
+
+/// The newest boundary that was seen.
+#[derive(Debug, Default)]
+pub(crate) struct BoundaryCache(Mutex<Seen>);
 
 /// Manifest versions up to this one are void; 0 while nothing was ever collected.
 pub(crate) async fn void_up_to(
@@ -44,13 +49,11 @@ pub(crate) async fn void_up_to(
     paths: &TimelinePaths,
     cache: &BoundaryCache,
 ) -> Result<u64, ManifestError> {
-    let path = |n: u64| -> Path { paths.manifest_boundary(n) };
-    let sequence = Sequence { objects, path, bytes_max: BOUNDARY_BYTES_MAX };
-    let (known, void) = cache.seen();
-    let Some(Numbered { n, bytes }) = sequence.newest_above(known).await? else { return Ok(void) };
-    let body: Body = envelope::open(BOUNDARY, &paths.manifest_boundary(n), &bytes)?;
-    cache.remember((n, body.void_up_to.max(void)));
-    Ok(body.void_up_to.max(void))
+    let known = *cache.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let newest = watermark(objects, paths).newest::<Body>(known).await?;
+    let mut seen = cache.0.lock().unwrap_or_else(PoisonError::into_inner);
+    *seen = newest.max(*seen);
+    Ok(newest.level)
 }
 
 /// Raises the boundary to `version`, before anything up to it is deleted. Never lowers it.
@@ -60,21 +63,5 @@ pub async fn raise_boundary(
     paths: &TimelinePaths,
     version: u64,
 ) -> Result<(), ManifestError> {
-    let cache = BoundaryCache::default();
-    for _ in 0..RAISE_TRIES {
-        if void_up_to(objects, paths, &cache).await? >= version {
-            return Ok(());
-        }
-        let path = paths.manifest_boundary(cache.seen().0.saturating_add(1));
-        let bytes = envelope::seal(BOUNDARY, &path, &Body { void_up_to: version })?;
-        match create(objects, env, &path, bytes).await? {
-            Creation::Created | Creation::Same => return Ok(()),
-            Creation::Other => {}
-        }
-    }
-    let object = paths.manifest_boundary(cache.seen().0.saturating_add(1)).to_string();
-    let reason = "others raised the boundary first, again and again".to_owned();
-    Err(ManifestError::Store(StoreError::Unavailable { object, reason }))
+    watermark(objects, paths).raise::<Body>(env, version).await
 }
-
-const RAISE_TRIES: u32 = 16;

@@ -34,6 +34,8 @@ pub(crate) const ROOT: Kind = Kind { magic: *b"ZENMANIF", what: "manifest versio
 pub(crate) const NAME: Kind = Kind { magic: *b"ZENNAME\0", what: "name", format: 1 };
 pub(crate) const IDENTITY: Kind = Kind { magic: *b"ZENIDENT", what: "identity", format: 1 };
 pub(crate) const BOUNDARY: Kind = Kind { magic: *b"ZENBOUND", what: "boundary", format: 1 };
+pub(crate) const HORIZON: Kind = Kind { magic: *b"ZENHORIZ", what: "horizon", format: 1 };
+pub(crate) const PIN: Kind = Kind { magic: *b"ZENPIN\0\0", what: "pin", format: 1 };
 
 /// The object's bytes.
 pub(crate) fn seal<T: Serialize>(kind: Kind, object: &Path, value: &T) -> Result<Bytes, ManifestError> {

@@ -2,19 +2,17 @@
 //! gives the name to a timeline, or gives it up. The newest counts. Creating the name is what makes a new timeline
 //! exist; everything made before it is garbage if that fails.
 
-use crate::change::{Change, Refusal};
 use crate::envelope::{self, IDENTITY, NAME};
 use crate::error::{CommitError, ManifestError};
 use crate::identity::Identity;
-use crate::root::SlicedPosition;
 use crate::sequence::{Numbered, Sequence};
-use crate::store::ManifestStore;
 use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStore;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use zenith_pgformat::Lsn;
 use zenith_store::{
     ClusterPaths, Creation, Env, StoreError, TimelineId, create, get_if_present, list,
     probe_conditional_writes,
@@ -105,6 +103,30 @@ pub enum NameError {
         /// What is missing.
         object: String,
     },
+    /// The history at a branch point is no longer kept.
+    #[error("LSN {lsn} of timeline {timeline} is no longer kept: branch off at {from} or later")]
+    Collected {
+        /// Whose history.
+        timeline: TimelineId,
+        /// Asked for.
+        lsn: Lsn,
+        /// What is kept begins here.
+        from: Lsn,
+    },
+    /// Deleting it would delete a history of which there is nothing else.
+    #[error("\"{name}\" is no branch but a history of its own, with base images: only branches are deleted")]
+    NoBranch {
+        /// As given.
+        name: String,
+    },
+    /// Others were branched off it.
+    #[error("\"{name}\" has branches: delete them first: {branches}")]
+    HasBranches {
+        /// As given.
+        name: String,
+        /// Their names.
+        branches: String,
+    },
     /// An object of the store cannot be read or written.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -131,9 +153,9 @@ pub enum Main {
 /// The names of one cluster.
 #[derive(Clone, Debug)]
 pub struct Names {
-    objects: Arc<dyn ObjectStore>,
-    env: Env,
-    cluster: ClusterPaths,
+    pub(crate) objects: Arc<dyn ObjectStore>,
+    pub(crate) env: Env,
+    pub(crate) cluster: ClusterPaths,
 }
 
 impl Names {
@@ -240,29 +262,24 @@ impl Names {
         Ok(identity)
     }
 
-    /// Creates a timeline: its identity, manifest 1 if it is a branch, and last its name, which is the commit.
-    pub async fn create_timeline(
-        &self,
-        name: &str,
-        identity: &Identity,
-        start: Option<SlicedPosition>,
-    ) -> Result<(), NameError> {
-        if let Some((_, NameState::Timeline(timeline))) = self.newest(name).await?
-            && timeline != identity.timeline
-        {
-            return Err(NameError::Taken { name: name.to_owned(), timeline });
-        }
+    /// Creates a timeline without ancestor: its identity, and last its name, which is the commit.
+    pub async fn create_timeline(&self, name: &str, identity: &Identity) -> Result<(), NameError> {
+        self.check_free(name, Some(identity.timeline)).await?;
         self.write_identity(identity).await?;
-        if let Some(start) = start {
-            let paths = self.cluster.timeline(identity.timeline);
-            let manifest =
-                ManifestStore::new(Arc::clone(&self.objects), self.env.clone(), paths, identity.ancestor);
-            match manifest.commit(&Change::CreateTimeline { start }).await {
-                Ok(_) | Err(CommitError::Refused(Refusal::AlreadyCreated(_))) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
         self.create(name, identity.timeline).await
+    }
+
+    /// Whether `name` can be taken, by `timeline` if it is known already.
+    ///
+    /// # Errors
+    /// [`NameError::Malformed`], [`NameError::Taken`].
+    pub async fn check_free(&self, name: &str, timeline: Option<TimelineId>) -> Result<(), NameError> {
+        match self.newest(name).await? {
+            Some((_, NameState::Timeline(other))) if timeline != Some(other) => {
+                Err(NameError::Taken { name: name.to_owned(), timeline: other })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What the first push does: the timeline `main` of an empty cluster is created; one that exists is adopted.
@@ -315,7 +332,7 @@ impl Names {
         Ok(listed.common_prefixes.iter().filter_map(|path| path.filename().map(str::to_owned)).collect())
     }
 
-    async fn write_identity(&self, identity: &Identity) -> Result<(), NameError> {
+    pub(crate) async fn write_identity(&self, identity: &Identity) -> Result<(), NameError> {
         let path = self.cluster.timeline(identity.timeline).identity();
         let bytes = envelope::seal(IDENTITY, &path, identity)?;
         match create(&*self.objects, &self.env, &path, bytes).await? {

@@ -1,34 +1,11 @@
 use super::*;
-use crate::root::Ancestor;
-use crate::testing::{ancestor, id, position};
+use crate::testing::{identity, names_on, numbered as timeline};
 use object_store::ObjectStoreExt;
 use zenith_store::{Store, put_hint};
 use zenith_testkit::conformance::folder_store;
-use zenith_testkit::env::{JumpingClock, test_env};
-use zenith_testkit::faults::{AMBIGUOUS, Fault, FaultStore, Operation, Rule};
+use zenith_testkit::env::JumpingClock;
+use zenith_testkit::faults::{AMBIGUOUS, FaultStore, Operation, Rule};
 use zenith_testkit::unconditional::UnconditionalStore;
-
-fn names_on(store: &Store, seed: u64) -> Names {
-    let cluster = ClusterPaths::new(&store.prefix, "main");
-    Names::new(Arc::clone(&store.objects), test_env(seed), cluster)
-}
-
-fn timeline(n: u64) -> TimelineId {
-    TimelineId(id(n))
-}
-
-fn identity(n: u64, ancestor: Option<Ancestor>) -> Identity {
-    Identity {
-        format: Identity::FORMAT,
-        timeline: timeline(n),
-        system_identifier: u64::MAX - 5,
-        pg_major: 15,
-        wal_segment_size: 16 << 20,
-        block_size: 8192,
-        ancestor,
-        encryption: None,
-    }
-}
 
 #[tokio::test]
 async fn a_name_is_taken_given_up_and_taken_again() {
@@ -78,7 +55,7 @@ async fn what_is_no_name_is_refused_before_the_store_is_asked() {
 async fn many_create_main(store: Store) {
     let pushes = (0..8u64).map(|n| {
         let names = names_on(&store, n);
-        tokio::spawn(async move { names.adopt_or_create_main(&identity(10 + n, None)).await.unwrap() })
+        tokio::spawn(async move { names.adopt_or_create_main(&identity(10 + n)).await.unwrap() })
     });
     let ended = futures::future::join_all(pushes).await.into_iter().map(Result::unwrap).collect::<Vec<_>>();
     let created = ended.iter().filter(|main| matches!(main, Main::Created(_))).count();
@@ -112,7 +89,7 @@ async fn every_fault_at_every_put_of_a_first_push_leaves_one_main() {
                 let store = inner.wrapped(|_| faulty);
                 let mut main = None;
                 for push in 0..20 {
-                    match names_on(&store, push).adopt_or_create_main(&identity(50 + push, None)).await {
+                    match names_on(&store, push).adopt_or_create_main(&identity(50 + push)).await {
                         Ok(Main::Created(identity) | Main::Adopted(identity)) => {
                             main = Some(identity);
                             break;
@@ -134,7 +111,7 @@ async fn every_fault_at_every_put_of_a_first_push_leaves_one_main() {
 async fn a_store_that_ignores_conditions_is_refused_before_anything_is_named() {
     let store = Store::memory();
     let names = names_on(&store.wrapped(UnconditionalStore::new), 1);
-    let error = names.adopt_or_create_main(&identity(1, None)).await.unwrap_err();
+    let error = names.adopt_or_create_main(&identity(1)).await.unwrap_err();
     assert!(error.to_string().contains("conditional writes"), "{error}");
     assert!(zenith_store::list(&*store.objects, &store.prefix, 9).await.unwrap().is_empty());
 }
@@ -143,16 +120,16 @@ async fn a_store_that_ignores_conditions_is_refused_before_anything_is_named() {
 async fn a_push_creates_no_main_beside_other_names_or_after_it_was_given_up() {
     let store = Store::memory();
     names_on(&store, 1).create("other", timeline(1)).await.unwrap();
-    let error = names_on(&store, 2).adopt_or_create_main(&identity(2, None)).await.unwrap_err();
+    let error = names_on(&store, 2).adopt_or_create_main(&identity(2)).await.unwrap_err();
     assert!(
         matches!(&error, NameError::NotFound { name, known, .. } if name == "main" && known == "other"),
         "{error}"
     );
     let store = Store::memory();
     let names = names_on(&store, 1);
-    names.adopt_or_create_main(&identity(1, None)).await.unwrap();
+    names.adopt_or_create_main(&identity(1)).await.unwrap();
     names.tombstone(MAIN, timeline(1)).await.unwrap();
-    let error = names.adopt_or_create_main(&identity(2, None)).await.unwrap_err();
+    let error = names.adopt_or_create_main(&identity(2)).await.unwrap_err();
     assert!(matches!(error, NameError::NotFound { .. }), "{error}");
 }
 
@@ -160,15 +137,15 @@ async fn a_push_creates_no_main_beside_other_names_or_after_it_was_given_up() {
 async fn a_push_makes_no_second_main_where_the_name_was_lost() {
     let store = Store::memory();
     let names = names_on(&store, 1);
-    names.adopt_or_create_main(&identity(1, None)).await.unwrap();
+    names.adopt_or_create_main(&identity(1)).await.unwrap();
     let name = names.cluster.name_version(MAIN, 1);
     store.objects.delete(&name).await.unwrap();
     // Nothing was archived: it may as well be a first push that was killed before it made the name.
-    names.adopt_or_create_main(&identity(2, None)).await.unwrap();
+    names.adopt_or_create_main(&identity(2)).await.unwrap();
     let wal = names.cluster.timeline(timeline(2)).wal_file(1, "000000010000000000000001");
     put_hint(&*store.objects, &wal, "x".into()).await.unwrap();
     store.objects.delete(&name).await.unwrap();
-    let lost = names_on(&store, 2).adopt_or_create_main(&identity(3, None)).await.unwrap_err();
+    let lost = names_on(&store, 2).adopt_or_create_main(&identity(3)).await.unwrap_err();
     assert!(matches!(lost, NameError::NamesLost { .. }), "{lost}");
     let text = lost.to_string();
     assert!(text.contains(name.as_ref()) && text.contains(&timeline(2).to_string()), "{text}");
@@ -176,30 +153,11 @@ async fn a_push_makes_no_second_main_where_the_name_was_lost() {
 }
 
 #[tokio::test]
-async fn a_branch_exists_only_once_its_name_does() {
-    let store = Store::memory();
-    let faulty = FaultStore::new(Arc::clone(&store.objects), Arc::new(JumpingClock::default()), 0);
-    faulty.faults().add(Rule::new(Fault::Denied).on(Operation::Put).at("names/"));
-    let broken = names_on(&store.wrapped(|_| faulty), 1);
-    let child = identity(5, Some(ancestor(400, 1)));
-    assert!(broken.create_timeline("test", &child, Some(position(2, 400))).await.is_err());
-    let names = names_on(&store, 2);
-    assert!(matches!(names.resolve("test").await, Err(NameError::NotFound { .. })));
-    names.create_timeline("test", &child, Some(position(2, 400))).await.unwrap();
-    assert_eq!(names.resolve("test").await.unwrap(), timeline(5));
-    assert_eq!(names.identity(timeline(5)).await.unwrap(), child);
-    let paths = names.cluster.timeline(timeline(5));
-    let manifest = ManifestStore::new(Arc::clone(&store.objects), test_env(3), paths, child.ancestor);
-    let root = manifest.latest().await.unwrap();
-    assert_eq!((root.version, root.sliced.clone()), (1, Some(position(2, 400))));
-}
-
-#[tokio::test]
 async fn a_name_in_use_stops_the_creation_of_a_timeline_before_anything_is_written() {
     let store = Store::memory();
     let names = names_on(&store, 1);
     names.create("test", timeline(1)).await.unwrap();
-    let error = names.create_timeline("test", &identity(2, None), None).await.unwrap_err();
+    let error = names.create_timeline("test", &identity(2)).await.unwrap_err();
     assert!(matches!(error, NameError::Taken { .. }), "{error}");
     let missing = names.identity(timeline(2)).await.unwrap_err();
     assert!(matches!(missing, NameError::NoTimeline { timeline: id, .. } if id == timeline(2)), "{missing}");
@@ -210,21 +168,21 @@ async fn a_name_in_use_stops_the_creation_of_a_timeline_before_anything_is_writt
 async fn an_identity_is_written_once_and_read_only_if_it_is_its_own() {
     let store = Store::memory();
     let names = names_on(&store, 1);
-    names.write_identity(&identity(1, None)).await.unwrap();
-    names.write_identity(&identity(1, None)).await.unwrap();
-    let other = Identity { system_identifier: 1, ..identity(1, None) };
+    names.write_identity(&identity(1)).await.unwrap();
+    names.write_identity(&identity(1)).await.unwrap();
+    let other = Identity { system_identifier: 1, ..identity(1) };
     assert!(names.write_identity(&other).await.is_err());
-    assert_eq!(names.identity(timeline(1)).await.unwrap(), identity(1, None));
+    assert_eq!(names.identity(timeline(1)).await.unwrap(), identity(1));
 
     let (from, to) = (names.cluster.timeline(timeline(1)), names.cluster.timeline(timeline(2)));
     store.objects.copy(&from.identity(), &to.identity()).await.unwrap();
     let copied = names.identity(timeline(2)).await.unwrap_err();
     assert!(copied.to_string().contains(to.identity().as_ref()), "{copied}");
 
-    let encrypted = Identity { encryption: Some("aes".into()), ..identity(3, None) };
+    let encrypted = Identity { encryption: Some("aes".into()), ..identity(3) };
     names.write_identity(&encrypted).await.unwrap();
     assert!(names.identity(timeline(3)).await.unwrap_err().to_string().contains("encrypted"));
-    let newer = Identity { format: 2, ..identity(4, None) };
+    let newer = Identity { format: 2, ..identity(4) };
     names.write_identity(&newer).await.unwrap();
     let newer = names.identity(timeline(4)).await.unwrap_err();
     assert!(matches!(newer, NameError::Manifest(ManifestError::Newer { .. })), "{newer}");
@@ -234,7 +192,7 @@ async fn an_identity_is_written_once_and_read_only_if_it_is_its_own() {
 async fn a_damaged_name_or_identity_is_named() {
     let store = Store::memory();
     let names = names_on(&store, 1);
-    names.create_timeline("main", &identity(1, None), None).await.unwrap();
+    names.create_timeline("main", &identity(1)).await.unwrap();
     let (name, own) = (names.cluster.name_version("main", 1), names.cluster.timeline(timeline(1)).identity());
     for path in [&own, &name] {
         put_hint(&*store.objects, path, "garbage that is longer than a header".into()).await.unwrap();

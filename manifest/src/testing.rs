@@ -2,6 +2,8 @@
 
 use crate::change::{Change, Slice, apply};
 use crate::entry::{BaseId, KeyBytes, LayerEntry, LayerKind};
+use crate::identity::Identity;
+use crate::names::Names;
 use crate::root::{Ancestor, BaseImage, BaseKind, Root, SlicedPosition};
 use crate::store::ManifestStore;
 use object_store::ObjectStore;
@@ -9,6 +11,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 use zenith_pgformat::{Lsn, Tli};
 use zenith_store::{ClusterPaths, Env, Store, TimelineId, TimelinePaths};
+use zenith_testkit::env::test_env;
 
 pub(crate) fn id(n: u64) -> Uuid {
     Uuid::from_u64_pair(0xFEED, n)
@@ -16,6 +19,28 @@ pub(crate) fn id(n: u64) -> Uuid {
 
 pub(crate) fn timeline() -> TimelineId {
     TimelineId(id(0))
+}
+
+pub(crate) fn numbered(n: u64) -> TimelineId {
+    TimelineId(id(n))
+}
+
+pub(crate) fn names_on(store: &Store, seed: u64) -> Names {
+    let cluster = ClusterPaths::new(&store.prefix, "main");
+    Names::new(Arc::clone(&store.objects), test_env(seed), cluster)
+}
+
+pub(crate) fn identity(n: u64) -> Identity {
+    Identity {
+        format: Identity::FORMAT,
+        timeline: numbered(n),
+        system_identifier: u64::MAX - 5,
+        pg_major: 15,
+        wal_segment_size: 16 << 20,
+        block_size: 8192,
+        ancestor: None,
+        encryption: None,
+    }
 }
 
 pub(crate) fn paths(store: &Store) -> TimelinePaths {

@@ -7,7 +7,8 @@
 //! <cluster>/timelines/<id>/manifest/<20-digit version>.manifest, manifest-hint, index/<id>.parquet
 //! <cluster>/timelines/<id>/layers/<id>.parquet
 //! <cluster>/timelines/<id>/base/<id>/...
-//! <cluster>/gc/<timeline id>/manifest-boundary/<20-digit n>
+//! <cluster>/pins/<timeline id>/<id of who holds it>
+//! <cluster>/gc/<timeline id>/manifest-boundary/<20-digit n>, horizon/<20-digit n>
 //! ```
 
 use object_store::path::Path;
@@ -95,6 +96,16 @@ impl ClusterPaths {
         }
     }
 
+    /// All pins.
+    pub fn pins(&self) -> Path {
+        self.root.clone().join("pins")
+    }
+
+    /// What keeps an LSN of a timeline, by the id of who holds it.
+    pub fn pin(&self, timeline: TimelineId, holder: Uuid) -> Path {
+        self.pins().join(timeline.to_string()).join(holder.simple().to_string())
+    }
+
     /// Objects that exist only while conditional writes are probed.
     pub fn probe(&self, id: Uuid) -> Path {
         self.root.clone().join("probe").join(id.simple().to_string())
@@ -146,6 +157,11 @@ impl TimelinePaths {
     /// again. They count up from 1.
     pub fn manifest_boundary(&self, n: u64) -> Path {
         self.gc.clone().join("manifest-boundary").join(format!("{n:020}"))
+    }
+
+    /// One of the numbered objects that say below which LSN history may be gone. They count up from 1.
+    pub fn horizon(&self, n: u64) -> Path {
+        self.gc.clone().join("horizon").join(format!("{n:020}"))
     }
 
     /// One index page.

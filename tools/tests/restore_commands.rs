@@ -1,6 +1,8 @@
 //! `zenith_restore` as a process, with a server that archives, a base image taken under load, and servers that start on
 //! what was restored.
 
+use serde_json::Value;
+use std::collections::HashMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -13,6 +15,7 @@ use zenith_testkit::store::{Kind, TestStore};
 on_each_store!(
     a_recovering_server_stops_when_the_store_is_gone_and_goes_on_when_it_is_back,
     a_restored_server_archives_to_its_own_timeline_and_can_be_restored_from_it,
+    branches_are_made_without_a_copy_listed_restored_renamed_and_deleted,
 );
 
 /// A store with the history of one server, which is stopped.
@@ -85,6 +88,11 @@ impl History {
         }
         command.args(["--store", &self.store.url()]).args(arguments).envs(self.store.credentials());
         command
+    }
+
+    fn branch(&self, arguments: &[&str]) -> Output {
+        let mut branch = self.command(env!("CARGO_BIN_EXE_zenith"), &["branch"]);
+        branch.args(arguments).output().expect("started")
     }
 
     fn restore_to(&self, directory: &Path, arguments: &[&str]) -> Output {
@@ -216,4 +224,67 @@ fn a_restored_server_archives_to_its_own_timeline_and_can_be_restored_from_it(ki
     assert_eq!(parent.sql(BALANCES), history.end);
     let again = server_dir();
     fails(&history.restore_to(&again.path().join("data"), &["--as", "copy"]), &["copy", "already"]);
+}
+
+fn branches_are_made_without_a_copy_listed_restored_renamed_and_deleted(kind: Kind) {
+    let history = History::record(kind);
+    succeeds(&history.branch(&["create", "before", "--at", &history.before_drop]));
+    succeeds(&history.branch(&["create", "end", "--at", "the end"]));
+    succeeds(&history.branch(&["create", "nested", "--from", "before"]));
+    fails(&history.branch(&["create", "end"]), &["\"end\"", "already"]);
+    fails(&history.branch(&["create", "no/name"]), &["no/name"]);
+    fails(&history.branch(&["create", "x", "--at", "nowhere"]), &["nowhere", "the end", "no time"]);
+    fails(&history.branch(&["create", "x", "--at", "7F/0"]), &["7F/0"]);
+    fails(&history.branch(&["create", "x", "--from", "mian"]), &["mian", "main"]);
+
+    let (text, lsns) = tree(&history);
+    let [before, end, nested] = ["before", "end", "nested"].map(|name| lsns[name].clone());
+    assert_eq!(before, nested, "a branch without WAL of its own ends where it begins");
+    let expected = format!("main\n┣━ @{before}: before\n┃  ┗━ @{nested}: nested\n┗━ @{end}: end\n");
+    assert_eq!(text, expected);
+
+    let pg = history.restored(&["--timeline", "nested", "--as", "server"]);
+    pg.start();
+    assert_eq!(pg.sql("SELECT count(*) FROM precious"), "1000");
+    pg.sql("DELETE FROM precious WHERE g > 10");
+    let last = pg.sql("SELECT pg_walfile_name(pg_switch_wal())");
+    pg.wait_for(&format!("(SELECT last_archived_wal >= '{last}' FROM pg_stat_archiver)"));
+    drop(pg);
+    let slicer = env!("CARGO_BIN_EXE_zenith_slicedice");
+    for timeline in ["main", "server"] {
+        succeeds(&history.command(slicer, &["--timeline", timeline]).output().expect("started"));
+    }
+    succeeds(&history.branch(&["create", "later", "--from", "server"]));
+    for (timeline, rows) in [("before", "1000"), ("later", "10")] {
+        let pg = history.restored(&["--timeline", timeline]);
+        pg.start();
+        assert_eq!(pg.sql("SELECT count(*) FROM precious"), rows, "{timeline}");
+    }
+
+    fails(&history.branch(&["delete", "nested"]), &["server"]);
+    fails(&history.branch(&["delete", "main"]), &["main", "no branch"]);
+    fails(&history.branch(&["rename", "later", "end"]), &["end", "already"]);
+    succeeds(&history.branch(&["rename", "end", "prod"]));
+    for name in ["later", "server", "nested", "before"] {
+        succeeds(&history.branch(&["delete", name]));
+    }
+    fails(&history.branch(&["delete", "before"]), &["before", "prod"]);
+    assert_eq!(tree(&history).0, format!("main\n┗━ @{end}: prod\n"));
+    let pg = history.restored(&["--timeline", "prod"]);
+    pg.start();
+    assert_eq!(pg.sql(BALANCES), history.end);
+}
+
+/// What `zenith branch` prints, and where each branch begins, by its JSON.
+fn tree(history: &History) -> (String, HashMap<String, String>) {
+    let printed = history.branch(&[]);
+    succeeds(&printed);
+    let listed = history.branch(&["list", "--json"]);
+    succeeds(&listed);
+    let listed: Vec<Value> = serde_json::from_slice(&listed.stdout).expect("JSON");
+    let lsn = |one: &Value| {
+        Some((one["names"][0].as_str()?.to_owned(), one["lsn"].as_str().unwrap_or_default().to_owned()))
+    };
+    let text = String::from_utf8(printed.stdout).expect("text");
+    (text, listed.iter().filter_map(lsn).collect())
 }

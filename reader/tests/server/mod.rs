@@ -69,7 +69,7 @@ impl Cluster {
             encryption: None,
         };
         let names = Names::new(Arc::clone(&store.objects), env.clone(), cluster.clone());
-        names.create_timeline("main", &identity, None).await.unwrap();
+        names.create_timeline("main", &identity).await.unwrap();
         let paths = cluster.timeline(identity.timeline);
         let manifest = ManifestStore::new(Arc::clone(&store.objects), env.clone(), paths.clone(), None);
         Cluster { store, env, identity, paths, manifest: Arc::new(manifest), size }

@@ -11,8 +11,8 @@ use zenith_layers::{
     store_layer,
 };
 use zenith_manifest::{
-    Ancestor, BaseId, BaseImage, BaseKind, Change, Identity, LayerEntry, ManifestStore, Names, Role, Slice,
-    SlicedPosition,
+    Ancestor, BaseId, BaseImage, BaseKind, Branch, Change, Identity, LayerEntry, ManifestStore, Names, Role,
+    Slice, SlicedPosition,
 };
 use zenith_pgformat::checkpoint::CheckPoint;
 use zenith_pgformat::wal_name::{WalFile, WalSegSize};
@@ -60,13 +60,14 @@ impl World {
             ancestor: ancestor.map(|(ancestor, _)| ancestor),
             encryption: None,
         };
-        let start = ancestor.map(|(ancestor, tli)| SlicedPosition {
-            tli,
-            lsn: ancestor.lsn,
-            prev: Lsn::INVALID,
-            state: serde_json::Value::Null,
-        });
-        names.create_timeline(name, &identity, start).await.unwrap();
+        match ancestor {
+            None => names.create_timeline(name, &identity).await.unwrap(),
+            Some((ancestor, tli)) => {
+                let branch = Branch::new(identity.timeline, ancestor, Lsn::INVALID);
+                let start = SlicedPosition { tli, ..branch.start };
+                names.create_branch(name, &Branch { start, ..branch }).await.unwrap();
+            }
+        }
         let paths = cluster.timeline(identity.timeline);
         let manifest =
             ManifestStore::new(Arc::clone(&store.objects), env.clone(), paths.clone(), identity.ancestor);

@@ -9,7 +9,9 @@ use uuid::Uuid;
 use zenith_ingest::archive::WalArchive;
 use zenith_ingest::base::{decode_small_files, encode_small_files};
 use zenith_manifest::codec::{decode_root, encode_root};
-use zenith_manifest::{Change, IndexPageRef, ManifestStore, NameError, Names, Role, Root, apply};
+use zenith_manifest::{
+    Change, IndexPageRef, ManifestStore, NameError, Names, Role, Root, apply, raise_horizon,
+};
 use zenith_pgformat::Lsn;
 use zenith_pgformat::wal_name::WalFile;
 use zenith_store::{ClusterPaths, Store, TimelineId, TimelinePaths};
@@ -72,19 +74,23 @@ pub(crate) fn manifest_root(input: &[u8]) -> bool {
 /// Which kind (one byte), then the body.
 pub(crate) fn manifest_small(input: &[u8]) -> bool {
     let Some((kind, body)) = input.split_first() else { return false };
-    let (magic, path) = match kind % 3 {
+    let (magic, path) = match kind % 5 {
         0 => (b"ZENNAME\0", cluster().name_version("main", 1)),
         1 => (b"ZENIDENT", paths().identity()),
-        _ => (b"ZENBOUND", paths().manifest_boundary(1)),
+        2 => (b"ZENBOUND", paths().manifest_boundary(1)),
+        3 => (b"ZENHORIZ", paths().horizon(1)),
+        _ => (b"ZENPIN\0\0", cluster().pin(timeline(), timeline().0)),
     };
     block_on(async {
         let objects = holding(&path, sealed(magic, body)).await;
         let names = Names::new(Arc::clone(&objects), test_env(1), cluster());
-        match kind % 3 {
+        match kind % 5 {
             // A name that was given up was read too.
             0 => matches!(names.resolve("main").await, Ok(_) | Err(NameError::NotFound { .. })),
             1 => names.identity(timeline()).await.is_ok(),
-            _ => ManifestStore::new(objects, test_env(1), paths(), None).latest().await.is_ok(),
+            2 => ManifestStore::new(objects, test_env(1), paths(), None).latest().await.is_ok(),
+            3 => raise_horizon(&*objects, &test_env(1), &paths(), Lsn(1)).await.is_ok(),
+            _ => names.pins().await.is_ok(),
         }
     })
 }

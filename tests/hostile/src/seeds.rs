@@ -282,7 +282,9 @@ pub(crate) fn small() -> Vec<Vec<u8>> {
         "wal_segment_size": 1 << 24, "block_size": 8192, "ancestor": null, "encryption": null,
     });
     let boundary = json!({ "void_up_to": 0 });
-    let kinds = [(0u8, name), (0, given_up), (1, identity), (2, boundary)];
+    let horizon = json!({ "collected_below": "0/3000148" });
+    let pin = json!({ "timeline": id, "lsn": "0/3000148", "holder": { "branch": id } });
+    let kinds = [(0u8, name), (0, given_up), (1, identity), (2, boundary), (3, horizon), (4, pin)];
     kinds.map(|(kind, body)| [&[kind], body.to_string().as_bytes()].concat()).to_vec()
 }
 

@@ -1,5 +1,6 @@
-//! `zenith`: looks into a store.
+//! `zenith`: looks into a store, and makes branches.
 
+pub mod branch;
 pub mod check;
 pub mod hex;
 pub mod layers;
@@ -15,7 +16,7 @@ use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use zenith_store::Env;
 
-/// Looks into a store: what it holds, which objects, what was lost and when, single pages; proves it.
+/// Looks into a store: what it holds, which objects, what was lost and when, single pages; proves it; makes branches.
 #[derive(Parser, Debug)]
 #[command(
     name = "zenith",
@@ -50,6 +51,14 @@ A negative zenith_archive_age_seconds means that this machine's clock is behind 
 
 Without --cluster and --timeline everything in the store is shown.")]
     Status(status::StatusArgs),
+    /// Makes, lists, deletes and renames branches
+    #[command(after_help = "\
+Examples:
+  zenith branch
+  zenith branch create test --from main --at '2026-11-22 14:02:59+01'
+  zenith branch rename test prod2
+  zenith branch delete prod2")]
+    Branch(branch::BranchArgs),
     /// Lists exactly the layer objects that a manifest version names
     #[command(after_help = "\
 Examples:
@@ -110,6 +119,10 @@ pub fn main() -> ExitCode {
         let env = Env::system();
         match cli.command {
             Command::Status(args) => exit::runtime(2)?.block_on(status::run(&env, &settings, &args)),
+            Command::Branch(args) => interrupt::run(2, async |work: &Interruptible| {
+                branch::run(&env, &settings, &args, work).await
+            })
+            .map(|()| exit::DONE),
             Command::Layers(args) => {
                 exit::runtime(2)?.block_on(layers::run(&env, &settings, &args)).map(|()| exit::DONE)
             }

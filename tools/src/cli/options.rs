@@ -87,6 +87,14 @@ pub struct Settings {
     pub owner: Option<String>,
 }
 
+impl Settings {
+    /// The same, for another timeline.
+    #[must_use]
+    pub fn with_timeline(&self, name: &str) -> Settings {
+        Settings { timeline: TimelineChoice::Name(name.to_owned()), timeline_given: true, ..self.clone() }
+    }
+}
+
 /// Without the credentials' values.
 impl std::fmt::Debug for Settings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

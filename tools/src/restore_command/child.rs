@@ -2,11 +2,11 @@
 
 use crate::cli::interrupt::Interruptible;
 use crate::cli::{Session, exit};
-use anyhow::{Context, bail};
+use anyhow::Context;
 use std::sync::{Mutex, PoisonError};
 use tokio::task::JoinHandle;
 use zenith_manifest::names::NameError;
-use zenith_manifest::{Ancestor, Identity, Names, SlicedPosition};
+use zenith_manifest::{Ancestor, Branch, Names};
 use zenith_reader::{Resolved, Snapshot};
 use zenith_store::TimelineId;
 
@@ -31,11 +31,9 @@ enum Making {
 impl Child {
     /// A name that nobody has.
     pub(super) async fn new(session: &Session, name: &str) -> anyhow::Result<Child> {
-        match session.names.resolve(name).await {
-            Ok(timeline) => bail!("--as {name}: the name belongs to timeline {timeline} already"),
-            Err(NameError::NotFound { .. }) => Ok(Child::with_id(name, TimelineId(session.env.ids.fresh()))),
-            Err(error) => Err(error.into()),
-        }
+        let free = session.names.check_free(name, None).await;
+        free.with_context(|| format!("--as {name}"))?;
+        Ok(Child::with_id(name, TimelineId(session.env.ids.fresh())))
     }
 
     fn with_id(name: &str, id: TimelineId) -> Child {
@@ -49,24 +47,17 @@ impl Child {
         snapshot: &Snapshot,
         resolved: &Resolved,
     ) -> anyhow::Result<()> {
-        let parent = snapshot.timeline().identity();
-        let ancestor = Ancestor { timeline: parent.timeline, lsn: resolved.lsn, tli: snapshot.tli() };
-        let identity = Identity { timeline: self.id, ancestor: Some(ancestor), ..parent.clone() };
-        let start = SlicedPosition {
-            tli: snapshot.tli().saturating_add(1),
-            lsn: resolved.lsn,
-            prev: resolved.last_record.start,
-            state: serde_json::Value::Null,
-        };
-        self.begin(names, identity, start);
+        let parent = snapshot.timeline().id();
+        let ancestor = Ancestor { timeline: parent, lsn: resolved.lsn, tli: resolved.tli };
+        self.begin(names, Branch::new(self.id, ancestor, resolved.last_record.start));
         self.made().await.with_context(|| format!("--as {}", self.name))
     }
 
     /// Begins to make the timeline in a task of its own, which goes on when the restore is dropped: whoever gives the name up
     /// has to know how it ended.
-    fn begin(&self, names: &Names, identity: Identity, start: SlicedPosition) {
+    fn begin(&self, names: &Names, branch: Branch) {
         let (names, name) = (names.clone(), self.name.clone());
-        let making = tokio::spawn(async move { names.create_timeline(&name, &identity, Some(start)).await });
+        let making = tokio::spawn(async move { names.create_branch(&name, &branch).await });
         *self.state() = Making::Begun(making);
     }
 
@@ -125,33 +116,28 @@ impl Child {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::push::origin::Origin;
     use std::sync::Arc;
     use zenith_pgformat::Lsn;
+    use zenith_pgformat::wal_name::WalSegSize;
     use zenith_store::{ClusterPaths, Store};
     use zenith_testkit::env::test_env;
     use zenith_testkit::faults::{Fault, FaultStore, Faults, Operation, Rule};
 
     /// Names in a store that fails as it is told, and a child that is about to be made.
-    fn child(seed: u64) -> (Names, Faults, Child, Identity, SlicedPosition) {
+    async fn child(seed: u64) -> (Names, Faults, Child, Branch) {
         let env = test_env(seed);
         let store = Store::memory();
         let objects = FaultStore::new(Arc::clone(&store.objects), Arc::clone(&env.clock), seed);
         let faults = objects.faults();
         let names = Names::new(Arc::new(objects), env.clone(), ClusterPaths::new(&store.prefix, "main"));
         let child = Child::with_id("copy", TimelineId(env.ids.fresh()));
-        let ancestor = Ancestor { timeline: TimelineId(env.ids.fresh()), lsn: Lsn(1000), tli: 1 };
-        let identity = Identity {
-            format: Identity::FORMAT,
-            timeline: child.id,
-            system_identifier: 7,
-            pg_major: 15,
-            wal_segment_size: 1 << 20,
-            block_size: 8192,
-            ancestor: Some(ancestor),
-            encryption: None,
-        };
-        let start = SlicedPosition { tli: 2, lsn: Lsn(1000), prev: Lsn(900), state: serde_json::Value::Null };
-        (names, faults, child, identity, start)
+        let origin = Origin { system_identifier: 7, segment_size: WalSegSize::DEFAULT };
+        let parent = origin.identity(TimelineId(env.ids.fresh()));
+        names.create_timeline("parent", &parent).await.expect("created");
+        let ancestor = Ancestor { timeline: parent.timeline, lsn: Lsn(1000), tli: 1 };
+        let branch = Branch::new(child.id, ancestor, Lsn(900));
+        (names, faults, child, branch)
     }
 
     async fn give_up(child: &Child, names: &Names, failure: anyhow::Error) -> anyhow::Error {
@@ -164,8 +150,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_cannot_be_given_up_is_told_behind_the_failure_that_came_first() {
-        let (names, faults, child, identity, start) = child(1);
-        child.begin(&names, identity, start);
+        let (names, faults, child, branch) = child(1).await;
+        child.begin(&names, branch);
         child.made().await.expect("made");
         faults.add(Rule::new(Fault::Denied).on(Operation::Put).at("names/"));
         let failure = give_up(&child, &names, anyhow::anyhow!("the disk is full").context("writing x")).await;
@@ -185,8 +171,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_was_being_made_when_the_restore_ended_is_given_up() {
-        let (names, _faults, child, identity, start) = child(2);
-        child.begin(&names, identity, start);
+        let (names, _faults, child, branch) = child(2).await;
+        child.begin(&names, branch);
         // The restore is dropped here, before anything was made.
         let failure = give_up(&child, &names, anyhow::anyhow!("ended by SIGINT")).await;
         assert_eq!(failure.to_string(), "ended by SIGINT");
@@ -196,13 +182,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_was_never_begun_or_never_made_leaves_the_failure_as_it_is() {
-        let (names, faults, child, identity, start) = child(3);
+        let (names, faults, child, branch) = child(3).await;
         faults.add(Rule::new(Fault::Denied));
         let failure = give_up(&child, &names, anyhow::anyhow!("no such target")).await;
         assert_eq!(failure.to_string(), "no such target");
         faults.clear();
         faults.add(Rule::new(Fault::Denied).on(Operation::Put));
-        child.begin(&names, identity, start);
+        child.begin(&names, branch);
         assert!(child.made().await.is_err());
         faults.clear();
         let failure = give_up(&child, &names, anyhow::anyhow!("denied")).await;

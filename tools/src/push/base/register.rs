@@ -144,7 +144,7 @@ pub async fn register(gathered: Gathered) -> anyhow::Result<Registered> {
         destination
             .session
             .names
-            .create_timeline(name, &destination.identity, None)
+            .create_timeline(name, &destination.identity)
             .await
             .context("the base image is stored, but its timeline was not created")?;
     }
