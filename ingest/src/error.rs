@@ -107,8 +107,8 @@ pub enum IngestError {
     /// The timeline went on from a point that was sliced past.
     #[error(
         "the archive holds the history of timeline {tli}, which leaves timeline {from} at {switch}, but timeline \
-         {from} is sliced to {sliced} already: what is sliced is never rewritten. Make a branch (zenith branch create NAME --at \
-         {switch}) and archive the server of timeline {tli} to it"
+         {from} is sliced to {sliced} already: what is sliced is never rewritten. Give the server of timeline \
+         {tli} a timeline of its own (zenith_push base --timeline NEW --create) and archive to that"
     )]
     Diverged {
         /// The new timeline.

@@ -1,23 +1,26 @@
 //! Branches: timelines that go on where another one stood at an LSN (PROTOCOLS.md §1).
 //!
-//! Creating one: pins in what it reads, then the horizon there, the identity, manifest 1, and the name, which is the commit.
+//! Creating one: a pin in what it reads, then the horizon there, the identity, manifest 1, and the name, which is the commit.
 //! Whatever stops before it leaves objects that nobody can reach.
 
 use crate::change::{Change, Refusal};
-use crate::error::{CommitError, ManifestError};
+use crate::error::CommitError;
 use crate::horizon::horizon;
 use crate::identity::Identity;
 use crate::names::{NameError, Names};
-use crate::pins::{Holder, Pin, reached};
+use crate::pins::{Holder, Pin};
 use crate::root::{Ancestor, SlicedPosition};
 use crate::store::ManifestStore;
-use std::collections::BTreeSet;
+use futures::{StreamExt, TryStreamExt};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use zenith_pgformat::Lsn;
 use zenith_store::TimelineId;
 
-/// More ancestors than this are taken for damage.
-const ANCESTORS_MAX: usize = 64;
+/// A timeline has no more ancestors than this.
+pub const MAX_ANCESTORS: usize = 64;
+/// Identities that are read at the same time.
+const PARALLEL: usize = 16;
 
 /// A timeline that is to be branched off another one.
 #[derive(Clone, PartialEq, Debug)]
@@ -41,17 +44,38 @@ impl Branch {
     }
 }
 
+/// A timeline that somebody can reach.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Known {
+    /// What it is.
+    pub identity: Identity,
+    /// More than one while it is renamed; none where only what was branched off it has one.
+    pub names: Vec<String>,
+}
+
+/// A name that was given up.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Deleted {
+    /// What it meant.
+    pub timeline: TimelineId,
+    /// The names that still mean it.
+    pub left: Vec<String>,
+}
+
 impl Names {
-    /// Creates a branch. Tried again after an error it goes on where it stood.
+    /// Creates a branch, off the timeline whose own history holds the branch point: `branch`'s ancestor, or one of that one's.
+    /// Returns that branch point. Tried again after an error it goes on where it stood.
     ///
     /// # Errors
     /// [`NameError::Taken`]; [`NameError::Collected`] where the history at the branch point is no longer kept;
-    /// [`NameError::NoTimeline`] if there is no parent.
-    pub async fn create_branch(&self, name: &str, branch: &Branch) -> Result<(), NameError> {
-        let Branch { timeline, ancestor, start } = branch;
+    /// [`NameError::NoTimeline`] if there is no parent; [`NameError::TooDeep`].
+    pub async fn create_branch(&self, name: &str, branch: &Branch) -> Result<Ancestor, NameError> {
+        let Branch { timeline, start, .. } = branch;
         self.check_free(name, Some(*timeline)).await?;
-        let parent = self.pin_branch(*timeline, ancestor).await?;
-        let identity = Identity { timeline: *timeline, ancestor: Some(*ancestor), ..parent };
+        let parent = self.owner(branch.ancestor).await?;
+        let ancestor = Ancestor { timeline: parent.timeline, ..branch.ancestor };
+        self.pin_branch(*timeline, &ancestor).await?;
+        let identity = Identity { timeline: *timeline, ancestor: Some(ancestor), ..parent };
         self.write_identity(&identity).await?;
         let paths = self.cluster.timeline(*timeline);
         let manifest =
@@ -60,67 +84,88 @@ impl Names {
             Ok(_) | Err(CommitError::Refused(Refusal::AlreadyCreated(_))) => {}
             Err(error) => return Err(error.into()),
         }
-        self.create(name, *timeline).await
+        self.create(name, *timeline).await?;
+        Ok(ancestor)
     }
 
-    /// Pins the branch point in the parent, and above it as far as it lies before the parent's own branch point: a pin keeps
-    /// what is at its LSN and nothing below it. Returns the parent's identity.
-    async fn pin_branch(&self, child: TimelineId, branch_point: &Ancestor) -> Result<Identity, NameError> {
-        let lsn = branch_point.lsn;
-        // One that does not exist is not pinned.
-        let parent = self.identity(branch_point.timeline).await?;
-        let (mut timeline, mut ancestor) = (parent.timeline, parent.ancestor);
-        let mut pins = Vec::new();
-        for _ in 0..ANCESTORS_MAX {
-            let pin = Pin { timeline, lsn, holder: Holder::Branch(child) };
-            self.pin(&pin).await?;
-            pins.push(pin);
-            match ancestor {
-                Some(above) if lsn < above.lsn => {
-                    Identity { timeline, ancestor, .. } = self.identity(above.timeline).await?;
-                }
-                // What pinned it when this one was made holds it still.
-                Some(above) if lsn == above.lsn => return Ok(parent),
-                _ => return self.must_be_kept(&pins, timeline).await.map(|()| parent),
+    /// The timeline in whose own history a branch point lies: what a branch has not written itself is its ancestors'.
+    async fn owner(&self, branch_point: Ancestor) -> Result<Identity, NameError> {
+        let mut owner = None;
+        let mut next = Some(branch_point.timeline);
+        for _ in 0..MAX_ANCESTORS {
+            let Some(timeline) = next else { break };
+            let identity = self.identity(timeline).await?;
+            next = identity.ancestor.map(|above| above.timeline);
+            if owner.is_none() && identity.ancestor.is_none_or(|above| branch_point.lsn > above.lsn) {
+                owner = Some(identity);
             }
         }
-        let object = self.cluster.timeline(timeline).identity().to_string();
-        let reason = format!("it has more than {ANCESTORS_MAX} descendants in a row");
-        Err(ManifestError::Damaged { object, reason }.into())
-    }
-
-    /// Refuses pins that came too late, and removes them: nobody counts on them.
-    async fn must_be_kept(&self, pins: &[Pin], owner: TimelineId) -> Result<(), NameError> {
-        let collected_below = horizon(&*self.objects, &self.cluster.timeline(owner)).await?;
-        let Some(pin) = pins.last().filter(|pin| pin.lsn < collected_below) else { return Ok(()) };
-        for pin in pins {
-            if let Err(error) = self.unpin(pin).await {
-                tracing::warn!(%error, "a pin that keeps nothing stays");
-            }
+        match (owner, next) {
+            (Some(owner), None) => Ok(owner),
+            _ => Err(NameError::TooDeep { timeline: branch_point.timeline, limit: MAX_ANCESTORS }),
         }
-        Err(NameError::Collected { timeline: owner, lsn: pin.lsn, from: collected_below })
     }
 
-    /// Gives the name of a branch up; its objects fall to GC when nothing reaches them. What was branched off it while this
-    /// went on keeps what it needs.
+    /// Pins the branch point, and refuses one that came too late; then nobody counts on the pin.
+    async fn pin_branch(&self, child: TimelineId, branch_point: &Ancestor) -> Result<(), NameError> {
+        let Ancestor { timeline, lsn, .. } = *branch_point;
+        let pin = Pin { timeline, lsn, holder: Holder::Branch(child) };
+        let is_new = self.pin(&pin).await?;
+        let from = horizon(&*self.objects, &self.cluster.timeline(timeline)).await?;
+        // One that was there before keeps what it pins, whatever the horizon.
+        if lsn >= from || !is_new {
+            return Ok(());
+        }
+        if let Err(error) = self.unpin(&pin).await {
+            tracing::warn!(%error, "a pin that keeps nothing stays");
+        }
+        Err(NameError::Collected { timeline, lsn, from })
+    }
+
+    /// The timelines that somebody can reach, by name or as an ancestor of one that has a name.
+    pub async fn known(&self) -> Result<Vec<Known>, NameError> {
+        let mut names: BTreeMap<TimelineId, Vec<String>> = BTreeMap::new();
+        for (name, timeline) in self.list().await? {
+            names.entry(timeline).or_default().push(name);
+        }
+        let mut known = Vec::new();
+        let mut seen: BTreeSet<TimelineId> = names.keys().copied().collect();
+        let mut next: Vec<TimelineId> = seen.iter().copied().collect();
+        while !next.is_empty() {
+            let identities = next.into_iter().map(async |timeline| self.identity(timeline).await);
+            let identities: Vec<Identity> =
+                futures::stream::iter(identities).buffered(PARALLEL).try_collect().await?;
+            let above = identities.iter().filter_map(|identity| Some(identity.ancestor?.timeline));
+            next = above.filter(|timeline| seen.insert(*timeline)).collect();
+            known.extend(identities.into_iter().map(|identity| {
+                let names = names.remove(&identity.timeline).unwrap_or_default();
+                Known { identity, names }
+            }));
+        }
+        Ok(known)
+    }
+
+    /// Gives a name of a branch up; if it was the last, the branch's objects fall to GC when nothing reaches them. What was
+    /// branched off it while this went on keeps what it needs.
     ///
     /// # Errors
-    /// [`NameError::NotFound`]; [`NameError::NoBranch`] for a timeline with a history of its own; [`NameError::HasBranches`].
-    pub async fn delete_branch(&self, name: &str) -> Result<TimelineId, NameError> {
+    /// [`NameError::NotFound`]; [`NameError::NoBranch`] for the only name of a timeline with a history of its own;
+    /// [`NameError::HasBranches`].
+    pub async fn delete_branch(&self, name: &str) -> Result<Deleted, NameError> {
         let timeline = self.resolve(name).await?;
-        let identity = self.identity(timeline).await?;
-        let (named, pins) = futures::try_join!(self.list(), self.pins())?;
-        // Another name still leads there, as after a rename that was interrupted.
-        let is_last = !named.iter().any(|(other, id)| *id == timeline && other != name);
-        if is_last && identity.ancestor.is_none() {
+        let known = self.known().await?;
+        let own = known.iter().find(|one| one.identity.timeline == timeline);
+        let is_last = own.is_none_or(|one| one.names.iter().all(|other| other == name));
+        if is_last && own.is_some_and(|one| one.identity.ancestor.is_none()) {
             return Err(NameError::NoBranch { name: name.to_owned() });
         }
-        let branches = branches_of(timeline, &named, &pins);
+        let branches = branches_of(timeline, &known);
         if is_last && !branches.is_empty() {
             return Err(NameError::HasBranches { name: name.to_owned(), branches: branches.join(", ") });
         }
         self.tombstone(name, timeline).await?;
-        Ok(timeline)
+        let left = if is_last { Vec::new() } else { self.names_left(name, timeline).await? };
+        Ok(Deleted { timeline, left })
     }
 
     /// Gives a timeline another name. Interrupted it may leave it with both; tried again it goes on.
@@ -132,22 +177,38 @@ impl Names {
         if from != to {
             self.create(to, timeline).await?;
             self.tombstone(from, timeline).await?;
+            self.names_left(from, timeline).await?;
         }
         Ok(timeline)
     }
+
+    /// The names of a timeline after one of several was given up. Had others given theirs up at the same time, so that none is
+    /// left, it gets this one back.
+    async fn names_left(&self, given_up: &str, timeline: TimelineId) -> Result<Vec<String>, NameError> {
+        let names = self.list().await?.into_iter().filter(|(_, id)| *id == timeline);
+        let names: Vec<String> = names.map(|(name, _)| name).collect();
+        if names.is_empty() {
+            self.create(given_up, timeline).await?;
+            return Ok(vec![given_up.to_owned()]);
+        }
+        Ok(names)
+    }
 }
 
-/// The branches that were made off a timeline and can be reached: by name, or by id where only branches of theirs have one.
-fn branches_of(timeline: TimelineId, named: &[(String, TimelineId)], pins: &[Pin]) -> Vec<String> {
-    let reached = reached(named.iter().map(|(_, id)| *id), pins);
-    let holders = pins.iter().filter(|pin| pin.timeline == timeline).map(|pin| pin.holder);
-    let children: BTreeSet<TimelineId> =
-        holders.map(|Holder::Branch(child)| child).filter(|child| reached.contains(child)).collect();
-    let name = |child: &TimelineId| {
-        let name = named.iter().find(|(_, id)| id == child).map(|(name, _)| name.clone());
-        name.unwrap_or_else(|| child.to_string())
-    };
-    children.iter().map(name).collect()
+/// What was branched off a timeline, by name; of one that has none, what was branched off it.
+fn branches_of(timeline: TimelineId, known: &[Known]) -> Vec<String> {
+    let mut branches = Vec::new();
+    let mut next = vec![timeline];
+    while let Some(parent) = next.pop() {
+        let is_child = |one: &&Known| one.identity.ancestor.is_some_and(|above| above.timeline == parent);
+        for child in known.iter().filter(is_child) {
+            match child.names.first() {
+                Some(name) => branches.push(name.clone()),
+                None => next.push(child.identity.timeline),
+            }
+        }
+    }
+    branches
 }
 
 #[cfg(test)]

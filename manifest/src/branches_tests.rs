@@ -73,24 +73,34 @@ async fn every_fault_at_every_put_of_a_creation_leaves_a_branch_that_is_pinned_o
 }
 
 #[tokio::test]
-async fn what_a_branch_reads_of_each_ancestor_is_pinned_there() {
+async fn a_branch_is_made_off_and_pinned_in_the_timeline_whose_own_history_holds_it() {
     let (_store, names) = with_main(1).await;
     names.create_branch("child", &branch(2, 1, 400, 1)).await.unwrap();
     names.create_branch("past", &branch(3, 2, 500, 2)).await.unwrap();
-    names.create_branch("same", &branch(4, 2, 400, 1)).await.unwrap();
-    names.create_branch("before", &branch(5, 2, 300, 1)).await.unwrap();
+    let same = names.create_branch("same", &branch(4, 3, 400, 1)).await.unwrap();
+    assert_eq!(same.timeline, numbered(1));
+    names.create_branch("before", &branch(5, 3, 450, 2)).await.unwrap();
     let mut pins = names.pins().await.unwrap();
     pins.sort();
-    let mut expected = [
-        pin_of(2, 1, 400),
-        pin_of(3, 2, 500),
-        pin_of(4, 2, 400),
-        pin_of(5, 2, 300),
-        // The child's own pin keeps nothing below its branch point.
-        pin_of(5, 1, 300),
-    ];
+    let mut expected = [pin_of(2, 1, 400), pin_of(3, 2, 500), pin_of(4, 1, 400), pin_of(5, 2, 450)];
     expected.sort();
     assert_eq!(pins, expected);
+    for (n, parent) in [(3, 2), (4, 1), (5, 2)] {
+        let identity = names.identity(numbered(n)).await.unwrap();
+        assert_eq!(identity.ancestor.map(|above| above.timeline), Some(numbered(parent)), "{n}");
+    }
+}
+
+#[tokio::test]
+async fn a_chain_of_branches_ends_before_it_is_too_long_to_be_read() {
+    let (_store, names) = with_main(1).await;
+    let last = MAX_ANCESTORS as u64 + 1;
+    for n in 2..=last {
+        names.create_branch(&format!("b{n}"), &branch(n, n - 1, 100 * n, 1)).await.unwrap();
+    }
+    let refused = names.create_branch("deep", &branch(last + 1, last, 100_000, 1)).await.unwrap_err();
+    assert!(matches!(refused, NameError::TooDeep { .. }), "{refused}");
+    assert_eq!(names.pins().await.unwrap().len(), MAX_ANCESTORS);
 }
 
 #[tokio::test]
@@ -103,10 +113,11 @@ async fn what_was_collected_is_refused_and_leaves_no_pin() {
     let text = refused.to_string();
     assert!(text.contains("0/15D") && text.contains("0/15E"), "{text}");
     names.create_branch("right", &branch(4, 1, 350, 1)).await.unwrap();
-    // The child's pin keeps its branch point, whatever the horizon.
+    // A branch that exists keeps its pin, whatever the horizon, and whoever makes it again.
     raise(&names, 1, 900).await;
-    names.create_branch("same", &branch(5, 2, 400, 1)).await.unwrap();
+    names.create_branch("right", &branch(4, 1, 350, 1)).await.unwrap();
     names.create_branch("past", &branch(6, 2, 401, 2)).await.unwrap();
+    assert!(names.pins().await.unwrap().contains(&pin_of(4, 1, 350)));
     let pins = names.pins().await.unwrap();
     assert!(pins.iter().all(|pin| pin.holder != Holder::Branch(numbered(3))), "{pins:?}");
     assert!(matches!(names.resolve("late").await, Err(NameError::NotFound { .. })));
@@ -129,8 +140,8 @@ async fn a_branch_with_branches_is_deleted_after_them_and_a_root_never() {
     assert!(refused.contains("grandchild"), "{refused}");
     let refused = names.delete_branch("main").await.unwrap_err();
     assert!(matches!(refused, NameError::NoBranch { .. }), "{refused}");
-    assert_eq!(names.delete_branch("grandchild").await.unwrap(), numbered(3));
-    assert_eq!(names.delete_branch("child").await.unwrap(), numbered(2));
+    assert_eq!(names.delete_branch("grandchild").await.unwrap().timeline, numbered(3));
+    assert_eq!(names.delete_branch("child").await.unwrap(), Deleted { timeline: numbered(2), left: vec![] });
     assert!(matches!(names.delete_branch("child").await, Err(NameError::NotFound { .. })));
     names.create_branch("child", &branch(4, 1, 600, 1)).await.unwrap();
 }
@@ -140,7 +151,8 @@ async fn of_two_names_one_is_given_up_whatever_hangs_on_the_timeline() {
     let (_store, names) = with_main(1).await;
     names.create_branch("child", &branch(2, 1, 400, 1)).await.unwrap();
     names.create("other", numbered(1)).await.unwrap();
-    names.delete_branch("other").await.unwrap();
+    let deleted = names.delete_branch("other").await.unwrap();
+    assert_eq!(deleted, Deleted { timeline: numbered(1), left: vec!["main".to_owned()] });
     assert_eq!(names.resolve("main").await.unwrap(), numbered(1));
 }
 
@@ -161,11 +173,17 @@ async fn a_rename_that_was_interrupted_goes_on_and_takes_no_name_from_another() 
     assert_eq!(names.list().await.unwrap(), left);
 }
 
-#[test]
-fn a_timeline_is_reached_by_its_name_or_through_its_branches() {
-    let pins = [pin_of(2, 1, 10), pin_of(3, 2, 20), pin_of(5, 4, 30), pin_of(7, 6, 40), pin_of(6, 7, 40)];
-    let reached = reached([numbered(3), numbered(8)], &pins);
-    assert_eq!(reached, BTreeSet::from([numbered(1), numbered(2), numbered(3), numbered(8)]));
+#[tokio::test]
+async fn what_has_no_name_is_known_by_what_was_branched_off_it() {
+    let (_store, names) = with_main(1).await;
+    names.create_branch("child", &branch(2, 1, 400, 1)).await.unwrap();
+    names.create_branch("grandchild", &branch(3, 2, 500, 2)).await.unwrap();
+    names.create_branch("other", &branch(4, 1, 600, 1)).await.unwrap();
+    names.tombstone("child", numbered(2)).await.unwrap();
+    names.tombstone("other", numbered(4)).await.unwrap();
+    let known = names.known().await.unwrap();
+    let known: BTreeSet<TimelineId> = known.iter().map(|one| one.identity.timeline).collect();
+    assert_eq!(known, BTreeSet::from([numbered(1), numbered(2), numbered(3)]));
 }
 
 /// Runs both, one request of either at a time; `next` says whose.
@@ -249,7 +267,7 @@ async fn in_any_order_with_gc_a_branch_is_refused_or_gc_sees_its_pin() {
         };
         let (made, seen) = interleaved(create, collect, order(bits)).await;
         match made {
-            Ok(()) => {
+            Ok(_) => {
                 created += 1;
                 assert_eq!(seen, [pin_of(2, 1, 400)], "{bits:b}");
             }
@@ -282,10 +300,41 @@ async fn in_any_order_with_a_delete_what_a_new_branch_reads_stays_reached() {
             Err(NameError::HasBranches { .. }) => refused += 1,
             Err(error) => panic!("{bits:b}: {error}"),
         }
-        let names = names_on(&store, 4);
-        let (named, pins) = (names.list().await.unwrap(), names.pins().await.unwrap());
-        let reached = reached(named.into_iter().map(|(_, id)| id), &pins);
-        assert_eq!(reached, BTreeSet::from([numbered(1), numbered(2), numbered(3)]), "{bits:b}");
+        let known = names_on(&store, 4).known().await.unwrap();
+        let known: BTreeSet<TimelineId> = known.iter().map(|one| one.identity.timeline).collect();
+        assert_eq!(known, BTreeSet::from([numbered(1), numbered(2), numbered(3)]), "{bits:b}");
     }
     assert!(deleted > 0 && refused > 0, "{deleted} deleted, {refused} refused");
+}
+
+#[tokio::test]
+async fn in_any_order_with_a_rename_a_list_has_the_timeline_once_or_twice() {
+    let (start, _) = with_main(1).await;
+    let (mut old, mut new) = (0, 0);
+    for bits in 0..ORDERS {
+        let store = copy_of(&start).await;
+        let steps = step_by_step(&store);
+        let (renaming, listing) = (names_on(&steps, 2), names_on(&steps, 3));
+        let (renamed, listed) =
+            interleaved(renaming.rename("main", "prod"), listing.list(), order(bits)).await;
+        renamed.unwrap();
+        let listed = listed.unwrap();
+        assert!(!listed.is_empty(), "{bits:b}");
+        old += usize::from(listed.iter().any(|(name, _)| name == "main"));
+        new += usize::from(listed.iter().any(|(name, _)| name == "prod"));
+    }
+    assert!(old > 0 && new > 0, "{old} times the old name, {new} times the new one");
+}
+
+#[tokio::test]
+async fn in_any_order_two_that_give_names_up_leave_a_timeline_with_one() {
+    let (start, names) = with_main(1).await;
+    names.create("prod", numbered(1)).await.unwrap();
+    for bits in 0..ORDERS {
+        let store = copy_of(&start).await;
+        let steps = step_by_step(&store);
+        let (first, second) = (names_on(&steps, 2), names_on(&steps, 3));
+        drop(interleaved(first.delete_branch("main"), second.delete_branch("prod"), order(bits)).await);
+        assert!(!names_on(&store, 4).list().await.unwrap().is_empty(), "{bits:b}");
+    }
 }

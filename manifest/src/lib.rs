@@ -24,7 +24,7 @@ mod testing;
 mod watermark;
 
 pub use boundary::raise_boundary;
-pub use branches::Branch;
+pub use branches::{Branch, Deleted, Known, MAX_ANCESTORS};
 pub use change::{Change, Refusal, Slice, apply};
 pub use commit::Committed;
 pub use entry::{BaseId, KeyBytes, LayerEntry, LayerKind};
@@ -32,7 +32,7 @@ pub use error::{CommitError, ManifestError};
 pub use horizon::raise_horizon;
 pub use identity::Identity;
 pub use names::{NameError, NameState, Names};
-pub use pins::{Holder, Pin, reached};
+pub use pins::{Holder, Pin};
 pub use root::{
     Ancestor, BaseImage, BaseKind, Epochs, IndexPageRef, ReadableRange, Role, Root, SlicedPosition,
     TliSwitch, Unreadable,

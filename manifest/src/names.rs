@@ -113,6 +113,17 @@ pub enum NameError {
         /// What is kept begins here.
         from: Lsn,
     },
+    /// Too long a chain of branches.
+    #[error(
+        "timeline {timeline} has {limit} ancestors or more: branch off an earlier one, or begin anew with a base image \
+         (zenith_push base --timeline NEW --create)"
+    )]
+    TooDeep {
+        /// What was to be the parent.
+        timeline: TimelineId,
+        /// How many there may be.
+        limit: usize,
+    },
     /// Deleting it would delete a history of which there is nothing else.
     #[error("\"{name}\" is no branch but a history of its own, with base images: only branches are deleted")]
     NoBranch {
@@ -180,21 +191,41 @@ impl Names {
         }
     }
 
-    /// All names that mean a timeline, sorted.
+    /// All names that mean a timeline, sorted, as of one moment while this runs: a timeline that is renamed meanwhile has its
+    /// old name or its new one.
     pub async fn list(&self) -> Result<Vec<(String, TimelineId)>, NameError> {
-        let names: Vec<(String, Option<(u64, NameState)>)> = futures::stream::iter(self.ever_used().await?)
+        let mut given_up = BTreeSet::new();
+        for _ in 0..RACE_TRIES {
+            let names = self.newest_of_all().await?;
+            let given_up_now = |(name, newest): &(String, Option<(u64, NameState)>)| match newest {
+                Some((version, NameState::GivenUp)) => Some((name.clone(), *version)),
+                _ => None,
+            };
+            let now: BTreeSet<(String, u64)> = names.iter().filter_map(given_up_now).collect();
+            // A name that was given up since the last look may have been exchanged for one that this look began too early to see.
+            if now.is_subset(&given_up) {
+                let named = names.into_iter().filter_map(|(name, newest)| match newest {
+                    Some((_, NameState::Timeline(timeline))) => Some((name, timeline)),
+                    _ => None,
+                });
+                return Ok(named.collect());
+            }
+            given_up = now;
+        }
+        let object = self.cluster.names().to_string();
+        let reason = "others give names up at the same time, again and again; try again".to_owned();
+        Err(StoreError::Unavailable { object, reason }.into())
+    }
+
+    async fn newest_of_all(&self) -> Result<Vec<(String, Option<(u64, NameState)>)>, NameError> {
+        futures::stream::iter(self.ever_used().await?)
             .map(|name| async move {
                 let newest = self.newest(&name).await?;
                 Ok::<_, NameError>((name, newest))
             })
             .buffered(NAMES_PARALLEL)
             .try_collect()
-            .await?;
-        let named = names.into_iter().filter_map(|(name, newest)| match newest {
-            Some((_, NameState::Timeline(timeline))) => Some((name, timeline)),
-            _ => None,
-        });
-        Ok(named.collect())
+            .await
     }
 
     /// Gives `name` to `timeline`. A name that was given up may be taken again; one in use is an error.

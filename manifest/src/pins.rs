@@ -8,7 +8,6 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 use zenith_pgformat::Lsn;
 use zenith_store::{Creation, StoreError, TimelineId, create, get_if_present, list};
 
@@ -21,7 +20,8 @@ const PINS_PARALLEL: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Holder {
-    /// A timeline that was branched off there. Its pin counts as long as it is reached itself ([`reached`]).
+    /// A timeline that was branched off there. Its pin counts until it has had a name and has none any more, and nothing
+    /// that has one was branched off it: one that never had a name may get it at any moment.
     Branch(TimelineId),
 }
 
@@ -35,17 +35,6 @@ pub struct Pin {
     pub lsn: Lsn,
     /// By whom.
     pub holder: Holder,
-}
-
-/// The timelines that somebody can reach: those that have a name, and those that such a one was branched off.
-pub fn reached(named: impl IntoIterator<Item = TimelineId>, pins: &[Pin]) -> BTreeSet<TimelineId> {
-    let mut reached: BTreeSet<TimelineId> = named.into_iter().collect();
-    let mut next: Vec<TimelineId> = reached.iter().copied().collect();
-    while let Some(child) = next.pop() {
-        let parents = pins.iter().filter(|pin| pin.holder == Holder::Branch(child)).map(|pin| pin.timeline);
-        next.extend(parents.filter(|parent| reached.insert(*parent)));
-    }
-    reached
 }
 
 impl Names {
@@ -71,11 +60,12 @@ impl Names {
         Err(ManifestError::Damaged { object: path.to_string(), reason }.into())
     }
 
-    /// Writes a pin, if it is not there.
-    pub(crate) async fn pin(&self, pin: &Pin) -> Result<(), NameError> {
+    /// Writes a pin; whether it was not there before.
+    pub(crate) async fn pin(&self, pin: &Pin) -> Result<bool, NameError> {
         let path = self.pin_path(pin);
         match create(&*self.objects, &self.env, &path, envelope::seal(PIN, &path, pin)?).await? {
-            Creation::Created | Creation::Same => Ok(()),
+            Creation::Created => Ok(true),
+            Creation::Same => Ok(false),
             Creation::Other => {
                 let reason = "the branch is pinned elsewhere already".to_owned();
                 Err(ManifestError::Damaged { object: path.to_string(), reason }.into())

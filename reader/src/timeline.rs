@@ -14,15 +14,12 @@ use std::sync::{Arc, Mutex};
 use zenith_ingest::archive::{ArchiveChain, BranchPoint, WalArchive};
 use zenith_layers::{LayerSet, LayerStore, RowLimit};
 use zenith_manifest::{
-    Ancestor, BaseId, BaseImage, Identity, LayerEntry, LayerKind, ManifestStore, Names, Root, TliSwitch,
-    Unreadable,
+    Ancestor, BaseId, BaseImage, Identity, LayerEntry, LayerKind, MAX_ANCESTORS, ManifestStore, Names, Root,
+    TliSwitch, Unreadable,
 };
 use zenith_pgformat::wal_name::WalSegSize;
 use zenith_pgformat::{Lsn, Tli};
 use zenith_store::{ClusterPaths, CountingStore, Counts, Env, Store, TimelineId, TimelinePaths};
-
-/// More ancestors than this are taken for damage.
-const MAX_ANCESTORS: usize = 64;
 
 /// A timeline opened for reading. A clone is cheap and is the same timeline. What it holds does not change, except by
 /// [`Timeline::slice_tail`], which gives this handle more to read.
@@ -241,7 +238,7 @@ impl Timeline {
         let timeline = self.id();
         if let Some((parent, branch)) = &self.state.parent {
             if lsn <= branch.lsn {
-                return parent.check(lsn);
+                return parent.check_for_branch(branch, lsn);
             }
             if self.root().ranges.is_empty() {
                 return Err(ReadError::PastEnd { lsn, end: branch.lsn, timeline });
@@ -249,7 +246,7 @@ impl Timeline {
         }
         match self.root().readable(lsn) {
             Ok(range) if range.base.is_none() => match &self.state.parent {
-                Some((parent, branch)) => parent.check(branch.lsn),
+                Some((parent, branch)) => parent.check_for_branch(branch, branch.lsn),
                 None => Err(ReadError::NoBase { timeline }),
             },
             Ok(_) => Ok(()),
@@ -270,6 +267,20 @@ impl Timeline {
             }
             Err(Unreadable::NotSliced { lsn, sliced }) => Err(self.past(lsn, sliced)),
         }
+    }
+
+    /// Whether what was branched off here can read `lsn`, which is at or below its branch point.
+    ///
+    /// # Errors
+    /// As [`Timeline::check`], and [`ReadError::OtherHistory`]: this timeline went on along another history since.
+    pub fn check_for_branch(&self, branch: &Ancestor, lsn: Lsn) -> Result<(), ReadError> {
+        self.check(lsn)?;
+        let tli = self.tli_at(lsn)?;
+        if tli <= branch.tli {
+            return Ok(());
+        }
+        let Ancestor { timeline, lsn: at, tli: before } = *branch;
+        Err(ReadError::OtherHistory { timeline, lsn: at, before, after: tli })
     }
 
     /// Past what is sliced; before the end of its base image nothing is readable yet.

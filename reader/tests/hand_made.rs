@@ -8,6 +8,7 @@ use bytes::Bytes;
 use world::*;
 use zenith_ingest::model::{RelEvent, SlruSize};
 use zenith_layers::{Key, Slru};
+use zenith_manifest::TliSwitch;
 use zenith_pgformat::{BLCKSZ, Fork, Lsn, RelNode, page};
 use zenith_reader::{BlockRange, ReadError, Relation, Snapshot, Timeline};
 use zenith_redo::native::{ALL_VISIBLE, Edit};
@@ -292,6 +293,25 @@ async fn a_child_whose_parent_is_not_sliced_up_to_the_branch_point_is_refused() 
     let timeline = child.open().await;
     assert!(matches!(timeline.check(Lsn(400)), Err(ReadError::PastEnd { end: Lsn(300), .. })));
     assert_eq!(timeline.end().unwrap(), Lsn(300));
+}
+
+/// It was made of archived WAL that the parent's slicer then passed over, because another history came.
+#[tokio::test]
+async fn a_branch_of_a_history_that_its_parent_has_left_is_refused() {
+    let mut world = World::new(13).await;
+    let base = world.base(100, 200, vec![size(NODE, 0, 1, 0), page_row(NODE, 0, 100, 1)]).await;
+    world.slice(300, vec![], &[], &[base]).await;
+    let mut child = world.branch("copy", 350).await;
+    child.slice(500, vec![page_row(NODE, 0, 450, 9)], &[], &[]).await;
+    world.switches = vec![TliSwitch { tli: 2, from: Lsn(320) }];
+    world.tli = 2;
+    world.slice(400, vec![page_row(NODE, 0, 330, 2)], &[], &[]).await;
+    let timeline = child.open().await;
+    assert_eq!(mark_at(&timeline, 310, 0).await.unwrap(), 1, "below the switch it is the same history");
+    for lsn in [340, 350, 460] {
+        let refused = mark_at(&timeline, lsn, 0).await.unwrap_err();
+        assert!(matches!(refused, ReadError::OtherHistory { before: 1, after: 2, .. }), "{lsn}: {refused}");
+    }
 }
 
 #[tokio::test]

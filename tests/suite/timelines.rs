@@ -313,7 +313,7 @@ fn a_promotion_below_what_is_sliced_stops_slicing_with_the_switch_point_and_chan
     let switch = switch_point(&promoted, 2);
     fails(
         &mut chain.zenith("zenith_slicedice", &[]),
-        &["timeline 2", &switch, "never rewritten", "Make a branch"],
+        &["timeline 2", &switch, "never rewritten", "--timeline NEW --create"],
     );
     assert_eq!(layers(), before);
     let kept = chain.store.list("main/timelines/");

@@ -1,7 +1,7 @@
 //! The command line of `zenith_restore`.
 
 mod child;
-mod describe;
+pub(crate) mod describe;
 
 use crate::cli::interrupt::{self, Interruptible};
 use crate::cli::options::SOURCES;

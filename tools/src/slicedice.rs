@@ -193,6 +193,7 @@ impl Run {
                 let opened = reading::open_id(&self.session, cluster, ancestor.timeline).await;
                 let mut timeline = opened.with_context(parent)?;
                 reading::slice_what_is_not(&mut timeline, Some(ancestor.lsn)).await.with_context(parent)?;
+                timeline.check_for_branch(&ancestor, ancestor.lsn).with_context(parent)?;
                 Arc::clone(self.parent.insert(timeline).layers())
             }
         };

@@ -239,8 +239,11 @@ fn branches_are_made_without_a_copy_listed_restored_renamed_and_deleted(kind: Ki
 
     let (text, lsns) = tree(&history);
     let [before, end, nested] = ["before", "end", "nested"].map(|name| lsns[name].clone());
-    assert_eq!(before, nested, "a branch without WAL of its own ends where it begins");
-    let expected = format!("main\n┣━ @{before}: before\n┃  ┗━ @{nested}: nested\n┗━ @{end}: end\n");
+    assert_eq!(
+        before, nested,
+        "a branch without WAL of its own ends where it begins, in the history of its parent"
+    );
+    let expected = format!("main\n┣━ @{before}: before\n┣━ @{nested}: nested\n┗━ @{end}: end\n");
     assert_eq!(text, expected);
 
     let pg = history.restored(&["--timeline", "nested", "--as", "server"]);
@@ -251,17 +254,20 @@ fn branches_are_made_without_a_copy_listed_restored_renamed_and_deleted(kind: Ki
     pg.wait_for(&format!("(SELECT last_archived_wal >= '{last}' FROM pg_stat_archiver)"));
     drop(pg);
     let slicer = env!("CARGO_BIN_EXE_zenith_slicedice");
-    for timeline in ["main", "server"] {
+    // Its parent is not sliced up to there yet.
+    for timeline in ["server", "main", "server"] {
         succeeds(&history.command(slicer, &["--timeline", timeline]).output().expect("started"));
     }
     succeeds(&history.branch(&["create", "later", "--from", "server"]));
+    let (text, lsns) = tree(&history);
+    assert!(text.contains(&format!("server\n┃  ┗━ @{}: later", lsns["later"])), "{text}");
     for (timeline, rows) in [("before", "1000"), ("later", "10")] {
         let pg = history.restored(&["--timeline", timeline]);
         pg.start();
         assert_eq!(pg.sql("SELECT count(*) FROM precious"), rows, "{timeline}");
     }
 
-    fails(&history.branch(&["delete", "nested"]), &["server"]);
+    fails(&history.branch(&["delete", "server"]), &["later"]);
     fails(&history.branch(&["delete", "main"]), &["main", "no branch"]);
     fails(&history.branch(&["rename", "later", "end"]), &["end", "already"]);
     succeeds(&history.branch(&["rename", "end", "prod"]));

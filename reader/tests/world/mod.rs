@@ -12,7 +12,7 @@ use zenith_layers::{
 };
 use zenith_manifest::{
     Ancestor, BaseId, BaseImage, BaseKind, Branch, Change, Identity, LayerEntry, ManifestStore, Names, Role,
-    Slice, SlicedPosition,
+    Slice, SlicedPosition, TliSwitch,
 };
 use zenith_pgformat::checkpoint::CheckPoint;
 use zenith_pgformat::wal_name::{WalFile, WalSegSize};
@@ -39,6 +39,8 @@ pub(crate) struct World {
     paths: TimelinePaths,
     sliced: Lsn,
     epoch: u64,
+    /// What the next slice follows.
+    pub(crate) switches: Vec<TliSwitch>,
 }
 
 impl World {
@@ -73,7 +75,19 @@ impl World {
             ManifestStore::new(Arc::clone(&store.objects), env.clone(), paths.clone(), identity.ancestor);
         let (tli, sliced) = ancestor.map_or((1, Lsn::INVALID), |(ancestor, tli)| (tli, ancestor.lsn));
         let (caches, rows) = (CacheOptions::default(), ReaderOptions::new("").rows);
-        World { store, env, identity, manifest, tli, caches, rows, paths, sliced, epoch: 0 }
+        World {
+            store,
+            env,
+            identity,
+            manifest,
+            tli,
+            caches,
+            rows,
+            paths,
+            sliced,
+            epoch: 0,
+            switches: Vec::new(),
+        }
     }
 
     /// A child, branched off at `lsn`.
@@ -147,7 +161,7 @@ impl World {
             prev: Lsn::INVALID,
             layers,
             confirmed: confirmed.to_vec(),
-            switches: Vec::new(),
+            switches: std::mem::take(&mut self.switches),
             state: serde_json::Value::Null,
         };
         self.manifest.commit(&Change::Slice(slice)).await.unwrap();

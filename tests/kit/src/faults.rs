@@ -294,11 +294,15 @@ impl ObjectStore for FaultStore {
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
         let (inner, faults) = (Arc::clone(&self.inner), self.faults.clone());
+        let clock = Arc::clone(&self.clock);
         let deleted = locations.then(move |location| {
-            let (inner, faults) = (Arc::clone(&inner), faults.clone());
+            let (inner, faults, clock) = (Arc::clone(&inner), faults.clone(), Arc::clone(&clock));
             async move {
                 let location = location?;
                 let fault = faults.next(Operation::Delete, location.as_ref());
+                if let Some(Fault::Latency(pause)) = fault {
+                    clock.sleep(pause).await;
+                }
                 let done = match fault {
                     None | Some(Fault::Latency(_) | Fault::AppliedButLost | Fault::AppliedButExists) => {
                         let one = futures::stream::iter([Ok(location.clone())]).boxed();
@@ -318,7 +322,8 @@ impl ObjectStore for FaultStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.failing_list(prefix, self.inner.list(prefix))
+        let (inner, below) = (Arc::clone(&self.inner), prefix.cloned());
+        self.failing_list(prefix, move || inner.list(below.as_ref()))
     }
 
     fn list_with_offset(
@@ -326,7 +331,8 @@ impl ObjectStore for FaultStore {
         prefix: Option<&Path>,
         offset: &Path,
     ) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.failing_list(prefix, self.inner.list_with_offset(prefix, offset))
+        let (inner, below, offset) = (Arc::clone(&self.inner), prefix.cloned(), offset.clone());
+        self.failing_list(prefix, move || inner.list_with_offset(below.as_ref(), &offset))
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
@@ -354,7 +360,8 @@ impl FaultStore {
     fn failing_list(
         &self,
         prefix: Option<&Path>,
-        listing: BoxStream<'static, Result<ObjectMeta>>,
+        // What is listed is what is there when the request arrives.
+        listing: impl FnOnce() -> BoxStream<'static, Result<ObjectMeta>> + Send + 'static,
     ) -> BoxStream<'static, Result<ObjectMeta>> {
         let prefix = prefix.cloned().unwrap_or_default();
         let (faults, clock) = (self.faults.clone(), Arc::clone(&self.clock));
@@ -362,10 +369,10 @@ impl FaultStore {
             match faults.next(Operation::List, prefix.as_ref()) {
                 Some(Fault::Latency(pause)) => {
                     clock.sleep(pause).await;
-                    listing
+                    listing()
                 }
                 Some(fault) => futures::stream::iter([Err(failure(fault, &prefix))]).boxed(),
-                None => listing,
+                None => listing(),
             }
         };
         begun.into_stream().flatten().boxed()

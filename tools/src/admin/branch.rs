@@ -2,25 +2,21 @@
 
 use crate::cli::interrupt::Interruptible;
 use crate::cli::{Session, Settings, output, reading, time};
+use crate::restore_command::describe;
 use anyhow::Context;
 use clap::{Args, Subcommand};
-use futures::{StreamExt, TryStreamExt};
 use jiff::tz::TimeZone;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
-use zenith_manifest::{Ancestor, Branch, Identity, NameError};
+use zenith_manifest::{Ancestor, Branch, Deleted, Known};
 use zenith_pgformat::Lsn;
 use zenith_reader::{Resolved, Target};
 use zenith_store::{Env, TimelineId};
 
-/// Identities that are read at the same time.
-const PARALLEL: usize = 16;
-
 /// Options of `zenith branch`.
 #[derive(Args, Debug, Clone)]
-#[command(args_conflicts_with_subcommands = true)]
 pub struct BranchArgs {
     /// Without one: the tree.
     #[command(subcommand)]
@@ -39,8 +35,9 @@ Examples:
   zenith branch create upgrade --at before_upgrade
   zenith_restore -D data --timeline test --as test_server
 
---at takes an LSN, else a time, else the name of a restore point; they mean what they mean for zenith_restore. Archived WAL
-that is not sliced yet counts: it is sliced into a temporary folder (TMPDIR) to find the end of a transaction, and the
+--at takes an LSN, else a time, else the name of a restore point; they mean what they mean for zenith_restore. A branch point
+before a branch's own WAL is one of what that branch was made off, which becomes the parent. Archived WAL that is not sliced
+yet counts: it is sliced into a temporary folder (TMPDIR) to find the end of a transaction, and the
 branch can be read once zenith_slicedice has come so far, or by whoever slices it for himself, as zenith_restore does.")]
     Create(CreateArgs),
     /// Shows the tree of branches, as `zenith branch` alone does
@@ -69,7 +66,7 @@ archive_command has the new one; nothing is lost meanwhile.")]
 pub struct CreateArgs {
     /// The name of the branch
     pub name: String,
-    /// The timeline to branch off, by name [default: --timeline, else main]
+    /// The timeline to branch off, by name; beats --timeline and --timeline-id, which it defaults to
     #[arg(long, value_name = "NAME")]
     pub from: Option<String>,
     /// An LSN, a time or the name of a restore point [default: the end of what is archived]
@@ -104,11 +101,15 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let session = Session::open(env, settings, false)?;
     match &args.command {
-        None | Some(Command::List) => list(&session, settings).await,
+        None | Some(Command::List) => work.unless_interrupted(list(&session, settings)).await,
         Some(Command::Create(args)) => create(&session, settings, args, work).await,
         Some(Command::Delete { name }) => {
-            let id = session.names.delete_branch(name).await?;
-            done(settings, name, id, &format!("deleted branch \"{name}\" ({id})"))
+            let Deleted { timeline, left } = session.names.delete_branch(name).await?;
+            let text = match left.as_slice() {
+                [] => format!("deleted branch \"{name}\" ({timeline})"),
+                left => format!("gave up the name \"{name}\" of \"{}\" ({timeline})", left.join(", ")),
+            };
+            done(settings, name, timeline, &text)
         }
         Some(Command::Rename { from, to }) => {
             let id = session.names.rename(from, to).await?;
@@ -131,23 +132,22 @@ async fn create(
     args: &CreateArgs,
     work: &Interruptible,
 ) -> anyhow::Result<()> {
-    session.names.check_free(&args.name, None).await?;
+    let free = async { Ok::<_, anyhow::Error>(session.names.check_free(&args.name, None).await?) };
+    work.unless_interrupted(free).await?;
     let from = args.from.as_ref().map(|name| settings.with_timeline(name));
     let find = find(session, from.as_ref().unwrap_or(settings), args.at.as_ref(), work.scratch());
     let (parent, resolved) = work.unless_interrupted(find).await?;
-    let ancestor = Ancestor { timeline: parent, lsn: resolved.lsn, tli: resolved.tli };
+    output::say(&describe::target(&resolved));
     let id = TimelineId(session.env.ids.fresh());
+    let ancestor = Ancestor { timeline: parent, lsn: resolved.lsn, tli: resolved.tli };
     let branch = Branch::new(id, ancestor, resolved.last_record.start);
-    session.names.create_branch(&args.name, &branch).await?;
-    let state = resolved.time.map(|at| time::format(at, &TimeZone::system()));
+    let Ancestor { timeline: parent, lsn, .. } = session.names.create_branch(&args.name, &branch).await?;
     if settings.json {
         return output::json(&serde_json::json!({
-            "name": args.name, "timeline": id.to_string(), "parent": parent.to_string(),
-            "lsn": resolved.lsn, "time": state,
+            "name": args.name, "timeline": id.to_string(), "parent": parent.to_string(), "lsn": lsn,
         }));
     }
-    let state = state.map(|time| format!(", {time}")).unwrap_or_default();
-    output::line(&format!("created branch \"{}\" ({id}) at {}{state}", args.name, resolved.lsn))
+    output::line(&format!("created branch \"{}\" ({id}) off {parent} at {lsn}", args.name))
 }
 
 /// The timeline to branch off, and where.
@@ -195,30 +195,16 @@ async fn list(session: &Session, settings: &Settings) -> anyhow::Result<()> {
     }
 }
 
-/// All timelines that have a name, and what they were branched off.
 async fn gather(session: &Session) -> anyhow::Result<Vec<Listed>> {
-    let mut names: BTreeMap<TimelineId, Vec<String>> = BTreeMap::new();
-    for (name, id) in session.names.list().await? {
-        names.entry(id).or_default().push(name);
-    }
-    let mut listed = Vec::new();
-    let mut known: BTreeSet<TimelineId> = names.keys().copied().collect();
-    let mut next: Vec<TimelineId> = known.iter().copied().collect();
-    while !next.is_empty() {
-        let identities = next.into_iter().map(async |id| session.names.identity(id).await);
-        let identities: Vec<Identity> =
-            futures::stream::iter(identities).buffered(PARALLEL).try_collect::<Vec<_>>().await.map_err(
-                |error: NameError| anyhow::Error::from(error).context("reading what the names lead to"),
-            )?;
-        let parents = identities.iter().filter_map(|identity| Some(identity.ancestor?.timeline));
-        next = parents.filter(|parent| known.insert(*parent)).collect();
-        listed.extend(identities.into_iter().map(|identity| Listed {
-            names: names.remove(&identity.timeline).unwrap_or_default(),
+    let known = session.names.known().await?.into_iter();
+    let mut listed: Vec<Listed> = known
+        .map(|Known { identity, names }| Listed {
+            names,
             timeline: identity.timeline.to_string(),
             parent: identity.ancestor.map(|ancestor| ancestor.timeline.to_string()),
             lsn: identity.ancestor.map(|ancestor| ancestor.lsn),
-        }));
-    }
+        })
+        .collect();
     listed.sort_by(|a, b| (a.lsn, &a.names, &a.timeline).cmp(&(b.lsn, &b.names, &b.timeline)));
     Ok(listed)
 }

@@ -152,6 +152,16 @@ mod tests {
     }
 
     #[test]
+    fn options_of_the_store_stand_anywhere_around_what_is_done_with_branches() {
+        for arguments in
+            ["branch", "--json branch list", "branch --store file:///s create x", "branch create x --json"]
+        {
+            let arguments = ["zenith"].into_iter().chain(arguments.split(' '));
+            assert!(Cli::try_parse_from(arguments).is_ok());
+        }
+    }
+
+    #[test]
     fn a_page_needs_relation_block_and_lsn() {
         let parse = |arguments: &[&str]| Cli::try_parse_from([&["zenith", "page"], arguments].concat());
         assert!(parse(&["--rel", "5/1259", "--block", "0", "--lsn", "0/1"]).is_ok());

@@ -61,10 +61,7 @@ fn options(session: &Session, work_dir: &Path) -> ReaderOptions {
 
 /// Slices archived WAL that the slicer has not reached, into a local folder, and says so.
 pub async fn slice_what_is_not(timeline: &mut Timeline, up_to: Option<Lsn>) -> Result<(), ReadError> {
-    let sliced = timeline.root().sliced.as_ref().map(|sliced| sliced.lsn);
-    if let (Some(sliced), Some(up_to)) = (sliced, up_to)
-        && up_to <= sliced
-    {
+    if up_to.is_some_and(|up_to| timeline.check(up_to).is_ok()) {
         return Ok(());
     }
     let bar = progress::spinner("slicing WAL that zenith_slicedice has not reached");

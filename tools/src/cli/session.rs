@@ -10,12 +10,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use zenith_ingest::archive::{ArchiveChain, BranchPoint, WalArchive};
-use zenith_manifest::{Identity, ManifestStore, Names};
+use zenith_manifest::{Identity, MAX_ANCESTORS, ManifestStore, Names};
 use zenith_pgformat::wal_name::WalSegSize;
 use zenith_store::{ClusterPaths, Env, Store, StoreKind, StoreSettings, TimelineId, TimelinePaths};
 
-/// More ancestors than this are a damaged store.
-const ANCESTORS_MAX: usize = 64;
 /// The user that packages of PostgreSQL make for servers (DESIGN.md §7).
 const SERVER_USER: &str = "postgres";
 
@@ -135,9 +133,9 @@ impl Session {
         let mut ancestors = Vec::new();
         let mut next = identity.ancestor;
         while let Some(ancestor) = next {
-            if ancestors.len() == ANCESTORS_MAX {
+            if ancestors.len() == MAX_ANCESTORS {
                 anyhow::bail!(
-                    "timeline {} has more than {ANCESTORS_MAX} ancestors: an identity object of the store is damaged",
+                    "timeline {} has more than {MAX_ANCESTORS} ancestors: an identity object of the store is damaged",
                     identity.timeline
                 );
             }

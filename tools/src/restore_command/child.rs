@@ -57,7 +57,7 @@ impl Child {
     /// has to know how it ended.
     fn begin(&self, names: &Names, branch: Branch) {
         let (names, name) = (names.clone(), self.name.clone());
-        let making = tokio::spawn(async move { names.create_branch(&name, &branch).await });
+        let making = tokio::spawn(async move { names.create_branch(&name, &branch).await.map(drop) });
         *self.state() = Making::Begun(making);
     }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use zenith_reader::Resolved;
 
 /// What was chosen, before anything is written.
-pub(super) fn target(resolved: &Resolved) -> String {
+pub(crate) fn target(resolved: &Resolved) -> String {
     let zone = TimeZone::system();
     let mut text = format!("target: LSN {} on TLI {}", resolved.lsn, resolved.tli);
     if let Some(at) = resolved.time {
