@@ -16,6 +16,7 @@ pub mod pages;
 mod plan;
 pub mod relations;
 mod replay;
+pub mod service;
 mod slru;
 pub mod snapshot;
 pub mod tail;
@@ -28,7 +29,7 @@ mod warm;
 
 pub use consistency::{CheckOptions, WalCheck};
 pub use drops::{Loss, Lost, LostRelation};
-pub use error::{ReadError, TargetError};
+pub use error::{Meaning, ReadError, TargetError};
 pub use explain::{ExplainedLayer, ExplainedRow, Explanation, PageStart};
 pub use options::{ReaderCaches, ReaderOptions, RedoSource, TimelineRef};
 pub use pages::{BlockRange, MAX_BLOCKS};

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod cli;
+pub mod page_service;
 pub mod push;
 pub mod replay;
 pub mod restore;

@@ -1,0 +1,69 @@
+//! The questions that psql can ask.
+
+use super::source::Source;
+use crate::error::ReadError;
+use futures::{StreamExt, TryStreamExt};
+use zenith_store::TimelineId;
+
+/// Timelines that are looked into at the same time.
+const PARALLEL: usize = 4;
+
+/// What a query asks for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Query {
+    Empty,
+    Version,
+    Timelines,
+    /// Makes the connection a page stream of that timeline.
+    PageStream(String),
+}
+
+/// `None`: nothing that this service knows.
+pub(super) fn parse(text: &str) -> Option<Query> {
+    let words: Vec<&str> = text.trim().trim_end_matches(';').split_whitespace().collect();
+    let is = |word: &str, keyword: &str| word.eq_ignore_ascii_case(keyword);
+    match words.as_slice() {
+        [] => Some(Query::Empty),
+        [show, what] if is(show, "show") && is(what, "version") => Some(Query::Version),
+        [show, what] if is(show, "show") && is(what, "timelines") => Some(Query::Timelines),
+        [command, timeline] if is(command, "pagestream") => {
+            Some(Query::PageStream(timeline.trim_matches('"').to_owned()))
+        }
+        _ => None,
+    }
+}
+
+/// What there is to ask.
+pub(super) const KNOWN: &str =
+    "this is Zenith's page service; it knows SHOW version, SHOW timelines and pagestream TIMELINE";
+
+/// The columns of [`timelines`].
+pub(super) const COLUMNS: [&str; 5] = ["name", "timeline", "parent", "from", "to"];
+
+/// The timelines that have a name, and the LSNs between which each can be read.
+pub(super) async fn timelines(source: &Source) -> Result<Vec<Vec<String>>, ReadError> {
+    let named = source.names().list().await?;
+    let rows = named.into_iter().map(async |(name, id): (String, TimelineId)| {
+        let timeline = source.timeline(id).await?;
+        let parent = timeline.parent().map(|parent| parent.id().to_string()).unwrap_or_default();
+        let ranges = timeline.ranges();
+        let from = ranges.first().map(|range| range.from.to_string()).unwrap_or_default();
+        let to = ranges.last().map(|range| range.to.to_string()).unwrap_or_default();
+        Ok(vec![name, id.to_string(), parent, from, to])
+    });
+    futures::stream::iter(rows).buffered(PARALLEL).try_collect().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keywords_have_no_case_and_names_have() {
+        assert_eq!(parse(" Show VERSION ; "), Some(Query::Version));
+        assert_eq!(parse("PageStream \"Main\""), Some(Query::PageStream("Main".to_owned())));
+        assert_eq!(parse(";"), Some(Query::Empty));
+        assert_eq!(parse("SELECT 1"), None);
+        assert_eq!(parse("pagestream a b"), None);
+    }
+}

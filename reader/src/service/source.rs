@@ -1,0 +1,135 @@
+//! Timelines and snapshots of one cluster, opened when they are asked for and kept.
+
+use crate::error::ReadError;
+use crate::options::{ReaderOptions, TimelineRef};
+use crate::snapshot::Snapshot;
+use crate::timeline::Timeline;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use zenith_layers::{ByteCache, MokaCache, Weighed};
+use zenith_manifest::Names;
+use zenith_pgformat::Lsn;
+use zenith_store::{Clock, ClusterPaths, Store, TimelineId};
+
+/// A timeline that does not hold an LSN is opened anew, if that was not done within this time.
+const REOPEN: Duration = Duration::from_secs(1);
+/// Timelines that are open at a time.
+const TIMELINES: usize = 16;
+/// Snapshots that are kept, and what one holds at most.
+const SNAPSHOTS: u64 = 16;
+const SNAPSHOT_BYTES: usize = 9 << 20;
+
+impl Weighed for Snapshot {
+    fn weight(&self) -> usize {
+        SNAPSHOT_BYTES
+    }
+}
+
+/// What a service reads from: one cluster of one store.
+///
+/// Memory: 16 timelines with their manifests, 16 snapshots of 9 MB at most, and the caches of its [`ReaderOptions`].
+pub struct Source {
+    store: Store,
+    cluster: String,
+    options: ReaderOptions,
+    opened: Mutex<HashMap<TimelineId, Arc<Opened>>>,
+    snapshots: Arc<dyn ByteCache<(TimelineId, Lsn), Snapshot, ReadError>>,
+}
+
+/// A timeline, once it is open, and when it was opened; who opens it has the lock.
+#[derive(Default)]
+struct Opened {
+    timeline: tokio::sync::Mutex<Option<(Timeline, Duration)>>,
+    used: Mutex<Duration>,
+}
+
+impl Source {
+    /// Nothing is opened yet.
+    pub fn new(store: Store, cluster: &str, options: ReaderOptions) -> Source {
+        let snapshots: MokaCache<(TimelineId, Lsn), Snapshot> =
+            MokaCache::new("snapshots", SNAPSHOTS * (SNAPSHOT_BYTES as u64 + (1 << 10)));
+        Source {
+            store,
+            cluster: cluster.to_owned(),
+            options,
+            opened: Mutex::default(),
+            snapshots: Arc::new(snapshots),
+        }
+    }
+
+    /// The clock that it goes by.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.options.env.clock
+    }
+
+    /// The names of the cluster.
+    pub fn names(&self) -> Names {
+        let cluster = ClusterPaths::new(&self.store.prefix, &self.cluster);
+        Names::new(Arc::clone(&self.store.objects), self.options.env.clone(), cluster)
+    }
+
+    /// The timeline with that id, else of that name.
+    pub async fn find(&self, text: &str) -> Result<TimelineId, ReadError> {
+        if let Ok(id) = text.parse() {
+            self.names().identity(id).await?;
+            return Ok(id);
+        }
+        Ok(self.names().resolve(text).await?)
+    }
+
+    /// A timeline as it is now, or was within the last second.
+    pub async fn timeline(&self, id: TimelineId) -> Result<Timeline, ReadError> {
+        self.holding(id, |_| false).await
+    }
+
+    /// A timeline at an LSN. One that was opened before the LSN was sliced is opened anew.
+    ///
+    /// # Errors
+    /// As [`Timeline::snapshot`].
+    pub async fn snapshot(&self, id: TimelineId, lsn: Lsn) -> Result<Snapshot, ReadError> {
+        let load = async {
+            let timeline = self.holding(id, |timeline| timeline.check(lsn).is_ok()).await?;
+            timeline.snapshot(lsn).await
+        };
+        self.snapshots.get_or_load((id, lsn), Box::pin(load)).await.map_err(ReadError::Shared)
+    }
+
+    /// A timeline that is good, else one that was opened within the last second.
+    async fn holding(
+        &self,
+        id: TimelineId,
+        is_good: impl Fn(&Timeline) -> bool,
+    ) -> Result<Timeline, ReadError> {
+        let opened = self.place(id);
+        let mut place = opened.timeline.lock().await;
+        let now = self.clock().elapsed();
+        if let Some((timeline, at)) = &*place
+            && (is_good(timeline) || now.saturating_sub(*at) < REOPEN)
+        {
+            return Ok(timeline.clone());
+        }
+        let which = TimelineRef::Id(id);
+        let timeline = Timeline::open(&self.store, &self.cluster, &which, self.options.clone()).await?;
+        *place = Some((timeline.clone(), now));
+        Ok(timeline)
+    }
+
+    /// Where a timeline is kept. What was not used for longest makes room.
+    fn place(&self, id: TimelineId) -> Arc<Opened> {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if !opened.contains_key(&id) && opened.len() >= TIMELINES {
+            let oldest = opened.iter().min_by_key(|(_, one)| one.used()).map(|(id, _)| *id);
+            oldest.and_then(|oldest| opened.remove(&oldest));
+        }
+        let place = Arc::clone(opened.entry(id).or_default());
+        *place.used.lock().unwrap_or_else(PoisonError::into_inner) = self.clock().elapsed();
+        place
+    }
+}
+
+impl Opened {
+    fn used(&self) -> Duration {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
