@@ -16,7 +16,7 @@ use zenith_store::{Clock, ClusterPaths, Store, TimelineId};
 const REOPEN: Duration = Duration::from_secs(1);
 /// Timelines that are open at a time.
 const TIMELINES: usize = 16;
-/// Snapshots that are kept, and what one holds at most.
+/// Snapshots that are kept, those used last, and what one holds at most.
 const SNAPSHOTS: u64 = 16;
 const SNAPSHOT_BYTES: usize = 9 << 20;
 
@@ -48,7 +48,7 @@ impl Source {
     /// Nothing is opened yet.
     pub fn new(store: Store, cluster: &str, options: ReaderOptions) -> Source {
         let snapshots: MokaCache<(TimelineId, Lsn), Snapshot> =
-            MokaCache::new("snapshots", SNAPSHOTS * (SNAPSHOT_BYTES as u64 + (1 << 10)));
+            MokaCache::recent("snapshots", SNAPSHOTS * (SNAPSHOT_BYTES as u64 + (1 << 10)));
         Source {
             store,
             cluster: cluster.to_owned(),
