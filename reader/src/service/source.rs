@@ -37,10 +37,12 @@ pub struct Source {
     snapshots: Arc<dyn ByteCache<(TimelineId, Lsn), Snapshot, ReadError>>,
 }
 
-/// A timeline, once it is open, and when it was opened; who opens it has the lock.
+/// A timeline, once it is open, and when it was opened.
 #[derive(Default)]
 struct Opened {
-    timeline: tokio::sync::Mutex<Option<(Timeline, Duration)>>,
+    timeline: Mutex<Option<(Timeline, Duration)>>,
+    /// Held by whoever opens it: others go on with what is there, if that is good enough for them.
+    opening: tokio::sync::Mutex<()>,
     used: Mutex<Duration>,
 }
 
@@ -102,16 +104,18 @@ impl Source {
         is_good: impl Fn(&Timeline) -> bool,
     ) -> Result<Timeline, ReadError> {
         let opened = self.place(id);
-        let mut place = opened.timeline.lock().await;
-        let now = self.clock().elapsed();
-        if let Some((timeline, at)) = &*place
-            && (is_good(timeline) || now.saturating_sub(*at) < REOPEN)
-        {
-            return Ok(timeline.clone());
+        let there = || opened.there(self.clock().elapsed(), &is_good);
+        if let Some(timeline) = there() {
+            return Ok(timeline);
         }
+        let _opening = opened.opening.lock().await;
+        if let Some(timeline) = there() {
+            return Ok(timeline);
+        }
+        let now = self.clock().elapsed();
         let which = TimelineRef::Id(id);
         let timeline = Timeline::open(&self.store, &self.cluster, &which, self.options.clone()).await?;
-        *place = Some((timeline.clone(), now));
+        *opened.timeline.lock().unwrap_or_else(PoisonError::into_inner) = Some((timeline.clone(), now));
         Ok(timeline)
     }
 
@@ -129,6 +133,13 @@ impl Source {
 }
 
 impl Opened {
+    /// What was opened, if it is good or that was within the last second.
+    fn there(&self, now: Duration, is_good: impl Fn(&Timeline) -> bool) -> Option<Timeline> {
+        let timeline = self.timeline.lock().unwrap_or_else(PoisonError::into_inner);
+        let (timeline, at) = timeline.as_ref()?;
+        (is_good(timeline) || now.saturating_sub(*at) < REOPEN).then(|| timeline.clone())
+    }
+
     fn used(&self) -> Duration {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
