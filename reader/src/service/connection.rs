@@ -1,6 +1,7 @@
 //! One client: questions one after the other, then a page stream, whose answers come as they are ready.
 
-use super::pagestream::{Answer, Malformed, Request, Wanted};
+use super::answer::answer;
+use super::pagestream::{Malformed, Request};
 use super::query::{self, Query};
 use super::source::Source;
 use super::wire::{self, First, Message, NotTheProtocol, Outgoing, Severity};
@@ -183,7 +184,7 @@ impl Connection {
             let Ok(room) = room else { return Ok(false) };
             let (source, sender) = (Arc::clone(&self.source), sender.clone());
             working.spawn(async move {
-                let answer = answer(&source, timeline, &request).await.unwrap_or_else(|e| Answer::from(&e));
+                let answer = answer(&source, timeline, &request).await;
                 // Whoever writes it may be gone.
                 let _ = sender.send((answer.encode(request.id), room));
             });
@@ -246,19 +247,6 @@ async fn written(
         due.clear();
     }
     Ok(())
-}
-
-async fn answer(source: &Source, timeline: TimelineId, request: &Request) -> Result<Answer, ReadError> {
-    let snapshot = source.snapshot(timeline, request.lsn).await?;
-    Ok(match request.wanted {
-        Wanted::Pages { node, fork, block, count: 1 } => {
-            Answer::Pages(vec![snapshot.page(node, fork, block).await?])
-        }
-        Wanted::Pages { node, fork, block, count } => {
-            Answer::Pages(snapshot.pages(node, fork, block, u32::from(count)).await?)
-        }
-        Wanted::Relation { node, fork } => Answer::Relation(snapshot.rel_size(node, fork).await?),
-    })
 }
 
 /// `undefined_object`, else `cannot_connect_now`, else `data_corrupted`.

@@ -1,14 +1,16 @@
 //! The page service: pages, sizes and existence of relations at any LSN, over a connection that speaks PostgreSQL's wire
 //! protocol (docs/page-service.md).
 //!
-//! [`wire`] and [`pagestream`] are the formats, without I/O; [`source`] opens timelines and snapshots and keeps them;
+//! [`pagestream`] (a crate of its own, for clients) and [`wire`] are the formats, without I/O; [`source`] opens timelines and snapshots and keeps them;
 //! [`connection`] serves one client; [`serve`] accepts them.
 
+mod answer;
 pub mod connection;
-pub mod pagestream;
 mod query;
 pub mod source;
 pub mod wire;
+
+pub use zenith_page_protocol::pagestream;
 
 use connection::Connection;
 use source::Source;

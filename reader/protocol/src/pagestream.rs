@@ -1,7 +1,6 @@
 //! The messages of a page stream: each is the content of one `CopyData` (docs/page-service.md). Numbers are big-endian, as
 //! everywhere in PostgreSQL's protocol.
 
-use crate::error::{Meaning, ReadError};
 use bytes::{BufMut, Bytes, BytesMut};
 use zenith_pgformat::{BLCKSZ, Fork, Lsn, RelNode};
 
@@ -195,18 +194,6 @@ impl Answer {
             _ => return Err(Malformed("no answer has that kind")),
         };
         Ok((id, answer))
-    }
-}
-
-impl From<&ReadError> for Answer {
-    fn from(error: &ReadError) -> Answer {
-        let code = match error.meaning() {
-            Meaning::MayPass => Code::Retry,
-            Meaning::NotYet => Code::NotYet,
-            Meaning::NotThere => Code::Gone,
-            Meaning::Damage => Code::Corrupt,
-        };
-        Answer::Error { code, message: error.to_string() }
     }
 }
 
