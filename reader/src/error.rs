@@ -1,11 +1,10 @@
 //! Why a read or a restore target is refused, and what to do about it.
 
 use crate::target::RestorePoint;
-use zenith_layers::{Key, LayerError};
-use zenith_manifest::{BaseId, ManifestError, NameError};
+use zenith_layers::Key;
+use zenith_manifest::BaseId;
 use zenith_pgformat::{Fork, Lsn, Oid, RelNode, Tli};
-use zenith_redo::RedoError;
-use zenith_store::{StoreError, TimelineId};
+use zenith_store::TimelineId;
 
 /// Why something could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -296,58 +295,7 @@ pub enum ReadError {
     Shared(std::sync::Arc<ReadError>),
 }
 
-/// What an error means to whoever asked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Meaning {
-    /// It may pass by itself, or once somebody has mended the store's surroundings: nothing is wrong with what is stored.
-    MayPass,
-    /// The LSN lies past what is sliced.
-    NotYet,
-    /// What was asked for is not there, and will not be.
-    NotThere,
-    /// What is stored is damaged (I9).
-    Damage,
-}
-
 impl ReadError {
-    /// What it means to whoever asked.
-    pub fn meaning(&self) -> Meaning {
-        let store = |error: &StoreError| match error {
-            StoreError::NotFound { .. } | StoreError::Corrupt { .. } => Meaning::Damage,
-            _ => Meaning::MayPass,
-        };
-        match self {
-            ReadError::Shared(error) => error.meaning(),
-            ReadError::Store(error)
-            | ReadError::Manifest(ManifestError::Store(error))
-            | ReadError::Name(NameError::Manifest(ManifestError::Store(error)))
-            | ReadError::Layer(LayerError::Store { source: error, .. }) => store(error),
-            ReadError::RedoStart(_)
-            | ReadError::Redo { source: RedoError::Crashed { .. } | RedoError::TimedOut { .. }, .. }
-            | ReadError::Interrupted(_)
-            | ReadError::WorkDir { .. }
-            | ReadError::TailFolder { .. } => Meaning::MayPass,
-            ReadError::PastEnd { .. } | ReadError::Unconfirmed { .. } | ReadError::NoBase { .. } => {
-                Meaning::NotYet
-            }
-            ReadError::BelowBase { .. }
-            | ReadError::InGap { .. }
-            | ReadError::NoSuchDatabase { .. }
-            | ReadError::NoSuchRelation { .. }
-            | ReadError::NoSuchBlock { .. }
-            | ReadError::NoSuchKey { .. }
-            | ReadError::TooMany { .. }
-            | ReadError::MissingSegment { .. }
-            | ReadError::NoTli { .. }
-            | ReadError::OtherHistory { .. }
-            | ReadError::NoRecord { .. }
-            | ReadError::Name(
-                NameError::Malformed { .. } | NameError::NotFound { .. } | NameError::NoTimeline { .. },
-            ) => Meaning::NotThere,
-            _ => Meaning::Damage,
-        }
-    }
-
     /// The same refusal of an LSN, told with the LSN that was asked for.
     pub(crate) fn of(mut self, asked: Lsn) -> ReadError {
         match &mut self {

@@ -11,6 +11,7 @@ pub mod drops;
 pub mod error;
 pub mod explain;
 mod locate;
+mod meaning;
 pub mod options;
 pub mod pages;
 mod plan;
@@ -29,8 +30,9 @@ mod warm;
 
 pub use consistency::{CheckOptions, WalCheck};
 pub use drops::{Loss, Lost, LostRelation};
-pub use error::{Meaning, ReadError, TargetError};
+pub use error::{ReadError, TargetError};
 pub use explain::{ExplainedLayer, ExplainedRow, Explanation, PageStart};
+pub use meaning::Meaning;
 pub use options::{ReaderCaches, ReaderOptions, RedoSource, TimelineRef};
 pub use pages::{BlockRange, MAX_BLOCKS};
 pub use relations::Relation;

@@ -107,6 +107,11 @@ impl Timeline {
         open_with_ancestors(shared, id, version, 0).await
     }
 
+    /// Whether both come from one call of [`Timeline::open`].
+    pub(crate) fn is_same_opening(&self, other: &Timeline) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
+    }
+
     /// Which timeline.
     pub fn id(&self) -> TimelineId {
         self.state.identity.timeline

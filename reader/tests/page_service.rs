@@ -2,170 +2,17 @@
 
 #![allow(clippy::unwrap_used)] // a helper of tests fails as a test does
 
+mod page_client;
 mod world;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
+use page_client::*;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use world::*;
-use zenith_pgformat::{Fork, Lsn, RelNode};
-use zenith_reader::ReaderOptions;
-use zenith_reader::service::connection::{Connection, Ended};
-use zenith_reader::service::pagestream::{Answer, Code, Request, Wanted};
-use zenith_reader::service::source::Source;
-use zenith_store::{Clock, Env};
-use zenith_testkit::env::SeededIds;
-
-/// Time passes when it is told to.
-#[derive(Debug, Default)]
-struct Told(AtomicU64);
-
-#[async_trait::async_trait]
-impl Clock for Told {
-    fn now(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + self.elapsed()
-    }
-
-    fn elapsed(&self) -> Duration {
-        Duration::from_millis(self.0.load(Ordering::Relaxed))
-    }
-
-    async fn sleep(&self, _pause: Duration) {
-        std::future::pending().await
-    }
-}
-
-/// A service of a world, to which any number of clients connect.
-struct Service {
-    source: Arc<Source>,
-    clock: Arc<Told>,
-    stop: watch::Sender<bool>,
-    ended: Mutex<Vec<JoinHandle<Result<(), Ended>>>>,
-}
-
-impl Service {
-    fn of(world: &World) -> Service {
-        let clock = Arc::new(Told::default());
-        let env = Env { clock: Arc::clone(&clock) as Arc<dyn Clock>, ids: Arc::new(SeededIds::new(77)) };
-        let options = ReaderOptions { env, ..world.options() };
-        let source = Arc::new(Source::new(world.store.clone(), "main", options));
-        Service { source, clock, stop: watch::Sender::new(false), ended: Mutex::default() }
-    }
-
-    /// A client with so many bytes on the way in each direction.
-    fn connect(&self, bytes: usize) -> Client {
-        let (ours, theirs) = duplex(bytes);
-        let connection = Connection::new(Arc::clone(&self.source), 32, self.stop.subscribe());
-        self.ended.lock().unwrap().push(tokio::spawn(connection.run(theirs)));
-        Client(ours)
-    }
-
-    /// A client that is let in.
-    async fn client(&self) -> Client {
-        let mut client = self.connect(1 << 20);
-        client.begin().await;
-        client
-    }
-
-    /// A page stream of the timeline "main".
-    async fn stream(&self) -> Client {
-        let mut client = self.client().await;
-        client.send(b'Q', b"pagestream main\0").await;
-        assert_eq!(client.receive().await.0, b'W');
-        client
-    }
-}
-
-struct Client(DuplexStream);
-
-impl Client {
-    async fn begin(&mut self) {
-        let body = [&(3u32 << 16).to_be_bytes()[..], b"user\0u\0\0"].concat();
-        self.0.write_u32(4 + body.len() as u32).await.unwrap();
-        self.0.write_all(&body).await.unwrap();
-        while self.receive().await.0 != b'Z' {}
-    }
-
-    async fn send(&mut self, kind: u8, body: &[u8]) {
-        let mut bytes = BytesMut::new();
-        bytes.put_u8(kind);
-        bytes.put_u32(4 + body.len() as u32);
-        bytes.put_slice(body);
-        self.0.write_all(&bytes).await.unwrap();
-    }
-
-    async fn receive(&mut self) -> (u8, Bytes) {
-        let kind = self.0.read_u8().await.unwrap();
-        let length = self.0.read_u32().await.unwrap() as usize - 4;
-        let mut body = vec![0; length];
-        self.0.read_exact(&mut body).await.unwrap();
-        (kind, body.into())
-    }
-
-    async fn ask(&mut self, id: u64, lsn: u64, wanted: Wanted) {
-        self.send(b'd', &Request { id, lsn: Lsn(lsn), wanted }.encode()).await;
-    }
-
-    async fn answer(&mut self) -> (u64, Answer) {
-        let (kind, body) = self.receive().await;
-        assert_eq!(kind, b'd', "{body:?}");
-        Answer::decode(&body).unwrap()
-    }
-
-    /// One request and its answer.
-    async fn get(&mut self, lsn: u64, wanted: Wanted) -> Answer {
-        self.ask(9, lsn, wanted).await;
-        let (id, answer) = self.answer().await;
-        assert_eq!(id, 9);
-        answer
-    }
-
-    /// An error's SQLSTATE and message.
-    async fn error(&mut self) -> (String, String) {
-        let (kind, body) = self.receive().await;
-        assert_eq!(kind, b'E', "{body:?}");
-        let field = |wanted: u8| {
-            let mut fields = body.split(|byte| *byte == 0).filter(|field| field.first() == Some(&wanted));
-            String::from_utf8(fields.next().unwrap()[1..].to_vec()).unwrap()
-        };
-        (field(b'C'), field(b'M'))
-    }
-}
-
-fn pages(block: u32, count: u16) -> Wanted {
-    Wanted::Pages { node: NODE, fork: Fork::Main, block, count }
-}
-
-fn relation(rel: u32) -> Wanted {
-    Wanted::Relation { node: RelNode { rel, ..NODE }, fork: Fork::Main }
-}
-
-fn marks(answer: Answer) -> Vec<u8> {
-    match answer {
-        Answer::Pages(pages) => pages.iter().map(|page| mark_of(page)).collect(),
-        other => panic!("{other:?}"),
-    }
-}
-
-fn code(answer: Answer) -> (Code, String) {
-    match answer {
-        Answer::Error { code, message } => (code, message),
-        other => panic!("{other:?}"),
-    }
-}
-
-/// Four blocks, of which the second was written twice; readable from 200 to 400.
-async fn small_world(seed: u64) -> World {
-    let mut world = World::new(seed).await;
-    let blocks = (0..4).map(|block| page_row(NODE, block, 100, 10 + block as u8));
-    let base = world.base(100, 200, blocks.chain([size(NODE, 0, 4, 0)]).collect()).await;
-    world.slice(400, vec![page_row(NODE, 1, 300, 20)], &[], &[base]).await;
-    world
-}
+use zenith_pgformat::Lsn;
+use zenith_reader::service::pagestream::{Answer, Code, Request};
 
 #[tokio::test]
 async fn answers_carry_the_ids_of_what_was_asked_without_waiting() {
@@ -268,35 +115,6 @@ async fn a_client_that_takes_no_answers_is_not_read_on_and_hurts_nobody() {
     }
     assert_eq!(ids.len() as u64, ASKED);
     asking.await.unwrap();
-}
-
-#[tokio::test]
-async fn a_service_that_stops_answers_what_was_asked_for_and_says_so() {
-    let world = small_world(5).await;
-    let service = Service::of(&world);
-    let (mut idle, mut stream) = (service.client().await, service.stream().await);
-    for id in 0..8 {
-        stream.ask(id, 400, pages(0, 4)).await;
-    }
-    let (first, _) = stream.answer().await;
-    service.stop.send_replace(true);
-    let mut ids = vec![first];
-    let kind = loop {
-        match stream.receive().await {
-            (b'd', body) => ids.push(Answer::decode(&body).unwrap().0),
-            (kind, _) => break kind,
-        }
-    };
-    assert_eq!(kind, b'c');
-    assert_eq!([stream.receive().await.0, stream.receive().await.0], *b"CZ");
-    assert_eq!(stream.error().await.0, "57P01");
-    assert_eq!(idle.error().await.0, "57P01");
-    let distinct: std::collections::BTreeSet<u64> = ids.iter().copied().collect();
-    assert_eq!(distinct.len(), ids.len());
-    let connections = std::mem::take(&mut *service.ended.lock().unwrap());
-    for ended in connections {
-        ended.await.unwrap().unwrap();
-    }
 }
 
 #[tokio::test]

@@ -11,7 +11,6 @@ const REASON_CHARS_MAX: usize = 400;
 
 /// A failed request. Every variant names the object (or the store) and says why; none holds a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum StoreError {
     /// The object does not exist; a bucket that does not is [`StoreError::Refused`]. Trying again does not help.
     #[error("{object} is not in the store ({reason})")]

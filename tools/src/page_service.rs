@@ -1,19 +1,19 @@
 //! `zenith_reader`: the page service on a Unix socket.
 
+mod socket;
+
 use crate::cli::options::SOURCES;
 use crate::cli::{Settings, StoreOptions, exit, interrupt, output};
 use anyhow::{Context, bail};
 use clap::Parser;
-use rustix::fs::Mode;
-use std::io::ErrorKind;
+use socket::Socket;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use zenith_reader::ReaderOptions;
 use zenith_reader::service::source::Source;
-use zenith_reader::service::{Limits, serve};
+use zenith_reader::service::{GRACE, Limits, serve};
 use zenith_store::Env;
 
 const PROGRAM: &str = "zenith_reader";
@@ -30,8 +30,8 @@ Examples:
 
 It listens on DIR/.s.PGSQL.PORT, as PostgreSQL does, and lets in who may open that socket: its own user. One service
 serves every timeline of a cluster, and only reads. WAL that is not sliced yet is not served: run zenith_slicedice
---follow beside it. SIGTERM and SIGINT end it with 0: what was asked for is still answered. docs/page-service.md has the
-protocol.
+--follow beside it. SIGTERM and SIGINT end it: what was asked for is still answered, for ten seconds at most (exit status 1
+tells that somebody did not take it in that time). docs/page-service.md has the protocol.
 
 {SOURCES}")
 )]
@@ -56,14 +56,15 @@ pub fn main() -> ExitCode {
         let settings = cli.store.resolve()?;
         let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let runtime = exit::runtime(threads)?;
-        let socket = cli.directory.join(format!(".s.PGSQL.{}", cli.port));
-        let served = runtime.block_on(run(&settings, &socket));
+        let served = runtime.block_on(run(&settings, &cli.directory, cli.port));
         runtime.shutdown_background();
         served.map(|()| exit::DONE)
     })
 }
 
-async fn run(settings: &Settings, socket: &Path) -> anyhow::Result<()> {
+async fn run(settings: &Settings, directory: &Path, port: u16) -> anyhow::Result<()> {
+    // From here on a signal ends it in order.
+    let signals = interrupt::Signals::listen().context("cannot listen to signals")?;
     let store = settings.open_store(false)?;
     let options = ReaderOptions { env: Env::system(), ..ReaderOptions::new(std::env::temp_dir()) };
     let source = Arc::new(Source::new(store, &settings.cluster, options));
@@ -71,60 +72,36 @@ async fn run(settings: &Settings, socket: &Path) -> anyhow::Result<()> {
     if source.names().list().await?.is_empty() {
         bail!("cluster \"{}\" of {} has no timelines", settings.cluster, settings.store);
     }
-    let listener = listen(socket).await.with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let (socket, listener) = Socket::listen(directory, port).await?;
     let (stop, stopped) = watch::channel(false);
-    tokio::spawn(async move {
-        let signal = interrupt::interrupted().await;
-        output::say(&format!("{PROGRAM}: {signal}: answering what was asked for"));
-        stop.send_replace(true);
-        // Whoever listens holds a copy.
-        stop.closed().await;
-    });
-    output::say(&format!("{PROGRAM}: listening on {}", socket.display()));
-    serve(listener, source, Limits::default(), stopped).await;
-    match std::fs::remove_file(socket) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", socket.display()))
-        }
-        _ => Ok(()),
+    output::say(&format!("{PROGRAM}: listening on {}", socket.path().display()));
+    tokio::spawn(stop_at_signal(signals, socket, stop));
+    match serve(listener, source, Limits::default(), stopped).await {
+        0 => Ok(()),
+        left => bail!(
+            "{left} clients had not taken their answers after {} seconds and were cut off",
+            GRACE.as_secs()
+        ),
     }
 }
 
-/// Listens on a socket that only this user can open. One that a killed service left behind is replaced; one at which somebody
-/// answers is not.
-async fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
-    match UnixStream::connect(socket).await {
-        Ok(_) => bail!("somebody listens there already: choose another -p or -k"),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(socket)?,
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error.into()),
-    }
-    let before = rustix::process::umask(Mode::from_raw_mode(0o177));
-    let listener = UnixListener::bind(socket);
-    rustix::process::umask(before);
-    Ok(listener?)
+async fn stop_at_signal(mut signals: interrupt::Signals, socket: Socket, stop: watch::Sender<bool>) {
+    let signal = signals.next().await.signal;
+    output::say(&format!("{PROGRAM}: {signal}: answering what was asked for"));
+    // Before anybody stops listening: a successor's socket is never taken away.
+    drop(socket);
+    stop.send_replace(true);
+    // Whoever listens holds a copy.
+    stop.closed().await;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn the_command_line_is_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
-    }
-
-    #[tokio::test]
-    async fn a_socket_that_nobody_answers_is_replaced_and_one_in_use_is_not() {
-        let folder = tempfile::tempdir().expect("folder");
-        let socket = folder.path().join(".s.PGSQL.5432");
-        let first = listen(&socket).await.expect("listening");
-        assert_eq!(std::fs::metadata(&socket).expect("there").permissions().mode() & 0o777, 0o600);
-        let refused = listen(&socket).await.expect_err("in use").to_string();
-        assert!(refused.contains("already"), "{refused}");
-        drop(first);
-        listen(&socket).await.expect("listening again");
     }
 }

@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn what_a_client_says_is_postgresqls() {
-        let expected = b"\0\0\0\x1c\0\x03\0\0user\0u\0database\0d\0\0";
+        let expected = b"\0\0\0\x1b\0\x03\0\0user\0u\0database\0d\0\0";
         assert_eq!(&startup("u", "d\0x")[..], expected);
         assert_eq!(&query("SHOW version")[..], b"Q\0\0\0\x11SHOW version\0");
         assert_eq!(&copy_data(b"abc")[..], b"d\0\0\0\x07abc");

@@ -2,16 +2,46 @@
 
 use super::pagestream::{Answer, Code, Request, Wanted};
 use super::source::Source;
-use crate::error::{Meaning, ReadError};
+use crate::error::ReadError;
+use crate::meaning::Meaning;
+use crate::snapshot::Snapshot;
+use futures::FutureExt;
+use std::panic::AssertUnwindSafe;
+use zenith_manifest::NameError;
 use zenith_store::TimelineId;
 
 /// Answers a request, whatever becomes of it.
 pub(super) async fn answer(source: &Source, timeline: TimelineId, request: &Request) -> Answer {
-    wanted(source, timeline, request).await.unwrap_or_else(|error| Answer::from(&error))
+    // A panic ends the work on this request alone: what others share is held by nobody across it.
+    match AssertUnwindSafe(wanted(source, timeline, request)).catch_unwind().await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => Answer::from(&error),
+        Err(_) => {
+            let message = format!("the page service failed at {}: see its log", describe(request));
+            Answer::Error { code: Code::Retry, message }
+        }
+    }
 }
 
 async fn wanted(source: &Source, timeline: TimelineId, request: &Request) -> Result<Answer, ReadError> {
-    let snapshot = source.snapshot(timeline, request.lsn).await?;
+    let seen = source.renewed();
+    let (used, error) = match source.snapshot(timeline, request.lsn).await {
+        Ok(snapshot) => match read(source, &snapshot, request).await {
+            Err(error) => (Some(snapshot), error),
+            answer => return answer,
+        },
+        Err(error) => (None, error),
+    };
+    // Named by a manifest version that is not the newest any more, perhaps.
+    if error.is_missing_layer() && source.renew(timeline, used.as_ref().map(Snapshot::timeline), seen) {
+        let snapshot = source.snapshot(timeline, request.lsn).await?;
+        return read(source, &snapshot, request).await;
+    }
+    Err(error)
+}
+
+async fn read(source: &Source, snapshot: &Snapshot, request: &Request) -> Result<Answer, ReadError> {
+    let _working = source.working().await;
     Ok(match request.wanted {
         Wanted::Pages { node, fork, block, count: 1 } => {
             Answer::Pages(vec![snapshot.page(node, fork, block).await?])
@@ -23,6 +53,16 @@ async fn wanted(source: &Source, timeline: TimelineId, request: &Request) -> Res
     })
 }
 
+fn describe(request: &Request) -> String {
+    let lsn = request.lsn;
+    match request.wanted {
+        Wanted::Pages { node, fork, block, count } => {
+            format!("{count} blocks from {block} of {node} {} at LSN {lsn}", fork.name())
+        }
+        Wanted::Relation { node, fork } => format!("{node} {} at LSN {lsn}", fork.name()),
+    }
+}
+
 impl From<&ReadError> for Answer {
     fn from(error: &ReadError) -> Answer {
         let code = match error.meaning() {
@@ -32,5 +72,16 @@ impl From<&ReadError> for Answer {
             Meaning::Damage => Code::Corrupt,
         };
         Answer::Error { code, message: error.to_string() }
+    }
+}
+
+/// `undefined_object`, else `cannot_connect_now`, else `data_corrupted`.
+pub(super) fn sqlstate(error: &ReadError) -> &'static str {
+    match error.meaning() {
+        // Of a timeline that the client itself named.
+        _ if matches!(error, ReadError::Name(NameError::NoTimeline { .. })) => "42704",
+        Meaning::NotThere => "42704",
+        Meaning::MayPass | Meaning::NotYet => "57P03",
+        Meaning::Damage => "XX001",
     }
 }

@@ -1,23 +1,27 @@
 //! One client: questions one after the other, then a page stream, whose answers come as they are ready.
 
-use super::answer::answer;
+use super::Limits;
+use super::answer::{answer, sqlstate};
 use super::pagestream::{Malformed, Request};
 use super::query::{self, Query};
 use super::source::Source;
-use super::wire::{self, First, Message, NotTheProtocol, Outgoing, Severity};
-use crate::error::ReadError;
+use super::startup::begin;
+use super::wire::{self, Message, NotTheProtocol, Outgoing, Severity};
 use bytes::Bytes;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{
+    AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadHalf, WriteHalf,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use zenith_store::TimelineId;
 
 /// How long a client may take until it has said who it is.
 const STARTUP: Duration = Duration::from_secs(10);
-/// First packets that ask for another transport: TLS, GSS, and once more.
-const STARTUP_TRIES: u32 = 3;
+/// How long a client may take until it has read the last words.
+const CLOSING: Duration = Duration::from_secs(5);
 /// Answers that are put together into one write.
 const WRITTEN_TOGETHER: usize = 64;
 
@@ -36,6 +40,25 @@ pub enum Ended {
     /// It did not begin in time.
     #[error("the client did not say who it is within {STARTUP:?}")]
     Silent,
+    /// There was no place for it.
+    #[error("the service has as many connections as it takes")]
+    Full,
+    /// The service stops.
+    #[error("the page service stops")]
+    Stopped,
+}
+
+impl Ended {
+    /// What the client is told, if it can be told anything.
+    fn sqlstate(&self) -> Option<&'static str> {
+        match self {
+            Ended::Broken(_) | Ended::Silent => None,
+            // protocol_violation, too_many_connections, admin_shutdown
+            Ended::NotTheProtocol(_) | Ended::Malformed(_) => Some("08P01"),
+            Ended::Full => Some("53300"),
+            Ended::Stopped => Some("57P01"),
+        }
+    }
 }
 
 /// An answer on its way, and the blocks that it may hold until it is written.
@@ -44,23 +67,32 @@ type Due = (Bytes, OwnedSemaphorePermit);
 /// One connection of a service.
 pub struct Connection {
     source: Arc<Source>,
-    /// Blocks that may be asked for and not written yet.
-    blocks: u32,
+    limits: Limits,
     stop: watch::Receiver<bool>,
 }
 
-/// What comes next.
-enum Next {
-    Message(Message),
-    /// The service stops.
-    Stop,
+/// Both directions of a connection.
+pub(super) struct Peer<R, W> {
+    pub(super) read: BufReader<R>,
+    pub(super) write: W,
+}
+
+/// How a page stream ended.
+enum Stream {
+    /// The client ended it, or the service stops.
+    Done,
+    /// The client gave it up, for this reason.
+    Failed(String),
+    /// The client ended the connection.
+    Left,
 }
 
 impl Connection {
     /// Of a service that stops when `stop` says true.
-    pub fn new(source: Arc<Source>, blocks: u32, stop: watch::Receiver<bool>) -> Connection {
+    pub fn new(source: Arc<Source>, limits: Limits, stop: watch::Receiver<bool>) -> Connection {
         // One request must have room.
-        Connection { source, blocks: blocks.max(u32::from(super::pagestream::MAX_BLOCKS)), stop }
+        let blocks = limits.blocks.max(u32::from(super::pagestream::MAX_BLOCKS));
+        Connection { source, limits: Limits { blocks, working: limits.working.max(1), ..limits }, stop }
     }
 
     /// Serves the client until it goes or the service stops.
@@ -68,46 +100,83 @@ impl Connection {
         mut self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     ) -> Result<(), Ended> {
-        let (read, mut write) = tokio::io::split(stream);
-        let mut read = BufReader::new(read);
-        let clock = Arc::clone(self.source.clock());
-        let begun = tokio::select! {
-            begun = begin(&mut read, &mut write) => begun?,
-            () = clock.sleep(STARTUP) => return Err(Ended::Silent),
+        let mut peer = Peer::of(stream);
+        let ended = match self.begin(&mut peer).await {
+            Ok(true) => self.converse(&mut peer).await,
+            Ok(false) => Ok(()),
+            Err(error) => Err(error),
         };
-        if !begun {
-            return Ok(());
+        self.close(peer, ended).await
+    }
+
+    /// Tells the client that there is no place for it.
+    pub async fn turn_away(
+        mut self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    ) -> Result<(), Ended> {
+        let mut peer = Peer::of(stream);
+        // It hears it where it expects an answer.
+        let ended = self.begin(&mut peer).await.and(Err(Ended::Full));
+        self.close(peer, ended).await
+    }
+
+    async fn begin<R, W>(&mut self, peer: &mut Peer<R, W>) -> Result<bool, Ended>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        let clock = Arc::clone(self.source.clock());
+        tokio::select! {
+            begun = begin(peer) => begun,
+            () = clock.sleep(STARTUP) => Err(Ended::Silent),
+            _ = self.stop.wait_for(|stop| *stop) => Err(Ended::Stopped),
         }
-        let ended = self.converse(&mut read, &mut write).await;
-        if let Err(error @ (Ended::NotTheProtocol(_) | Ended::Malformed(_))) = &ended {
-            let mut out = Outgoing::default();
-            out.error(Severity::Fatal, "08P01", &error.to_string());
-            write.write_all(&out.take()).await?;
+    }
+
+    /// The last words, for which nobody waits long.
+    async fn close<R, W>(&self, mut peer: Peer<R, W>, ended: Result<(), Ended>) -> Result<(), Ended>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        let last_words = async {
+            if let Err(error) = &ended
+                && let Some(sqlstate) = error.sqlstate()
+            {
+                let words = Outgoing::default().error(Severity::Fatal, sqlstate, &error.to_string()).take();
+                peer.send(&words).await?;
+            }
+            peer.write.shutdown().await
+        };
+        tokio::select! {
+            said = last_words => said?,
+            () = self.source.clock().sleep(CLOSING) => {}
         }
-        write.shutdown().await?;
-        ended
+        match ended {
+            Err(Ended::Stopped) => Ok(()),
+            ended => ended,
+        }
     }
 
     /// Answers questions.
-    async fn converse(
-        &mut self,
-        read: &mut (impl AsyncRead + Unpin + Send),
-        write: &mut (impl AsyncWrite + Unpin + Send),
-    ) -> Result<(), Ended> {
+    async fn converse<R, W>(&mut self, peer: &mut Peer<R, W>) -> Result<(), Ended>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
         let mut out = Outgoing::default();
         out.welcome().ready();
         loop {
-            write.write_all(&out.take()).await?;
-            let text = match self.next(read).await? {
-                Next::Message(Message::Query(text)) => text,
-                Next::Message(Message::Terminate) => return Ok(()),
-                // What a copy left behind, as PostgreSQL does.
-                Next::Message(_) => continue,
-                Next::Stop => {
-                    out.error(Severity::Fatal, "57P01", "the page service stops");
-                    write.write_all(&out.take()).await?;
-                    return Ok(());
+            peer.send(&out.take()).await?;
+            let text = match peer.next(&mut self.stop).await? {
+                Message::Query(text) => text,
+                Message::Terminate => return Ok(()),
+                Message::Sync => {
+                    out.ready();
+                    continue;
                 }
+                // What a copy left behind, as PostgreSQL does.
+                Message::Flush | Message::CopyData(_) | Message::CopyDone | Message::CopyFail(_) => continue,
             };
             match query::parse(&text) {
                 None => out.error(Severity::Error, "42601", query::KNOWN),
@@ -115,75 +184,82 @@ impl Connection {
                 Some(Query::Version) => {
                     out.rows(&["version"], &[vec![concat!("zenith ", env!("CARGO_PKG_VERSION")).to_owned()]])
                 }
-                Some(Query::Timelines) => match query::timelines(&self.source).await {
+                Some(Query::Timelines) => match peer.unless_gone(query::timelines(&self.source)).await? {
                     Ok(rows) => out.rows(&query::COLUMNS, &rows),
                     Err(error) => out.error(Severity::Error, sqlstate(&error), &error.to_string()),
                 },
-                Some(Query::PageStream(timeline)) => match self.source.find(&timeline).await {
-                    Ok(timeline) => {
-                        write.write_all(&out.copy_both().take()).await?;
-                        if !self.stream(timeline, read, write).await? {
-                            return Ok(());
-                        }
-                        out.copy_done().complete("PAGESTREAM")
+                Some(Query::PageStream(timeline)) => {
+                    match peer.unless_gone(self.source.find(&timeline)).await? {
+                        Ok(timeline) => match self.stream(timeline, peer).await? {
+                            Stream::Done => out.copy_done().complete("PAGESTREAM"),
+                            Stream::Failed(reason) => out.error(Severity::Error, "57014", &reason),
+                            Stream::Left => return Ok(()),
+                        },
+                        Err(error) => out.error(Severity::Error, sqlstate(&error), &error.to_string()),
                     }
-                    Err(error) => out.error(Severity::Error, sqlstate(&error), &error.to_string()),
-                },
+                }
             };
             out.ready();
         }
     }
 
-    /// Answers requests as they are ready; the client's next one is read only when there is room for its answer. `false`: the
-    /// client ended the connection.
-    async fn stream(
-        &mut self,
-        timeline: TimelineId,
-        read: &mut (impl AsyncRead + Unpin + Send),
-        write: &mut (impl AsyncWrite + Unpin + Send),
-    ) -> Result<bool, Ended> {
+    /// Answers requests as they are ready; the client's next one is read only when there is room for its answer.
+    async fn stream<R, W>(&mut self, timeline: TimelineId, peer: &mut Peer<R, W>) -> Result<Stream, Ended>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        peer.send(&Outgoing::default().copy_both().take()).await?;
+        let Peer { read, write } = peer;
         // Bounded by the room that every answer in it takes.
         let (sender, receiver) = mpsc::unbounded_channel();
         let requests = async {
-            // Those that are under way end with it.
+            // Those that are under way when the connection breaks end with it.
             let mut working = JoinSet::new();
             let ended = self.requests(timeline, read, &sender, &mut working).await;
-            if ended.is_ok() {
-                while working.join_next().await.is_some() {}
+            if let Err(Ended::Broken(error)) = ended {
+                return Err(Ended::Broken(error));
             }
+            while working.join_next().await.is_some() {}
             // The writer ends when nobody can send any more.
             drop(sender);
-            ended
+            Ok(ended)
         };
-        // Whoever ends with an error ends both.
-        let (goes_on, ()) = futures::try_join!(requests, written(receiver, write))?;
-        Ok(goes_on)
+        // Whoever finds the connection broken ends both. Anything else is told when what was asked for before is answered.
+        let (ended, ()) = futures::try_join!(requests, written(receiver, write))?;
+        match ended {
+            // The stream is ended as the client would have; that the service stops is told after it.
+            Err(Ended::Stopped) => Ok(Stream::Done),
+            ended => ended,
+        }
     }
 
     async fn requests(
         &mut self,
         timeline: TimelineId,
-        read: &mut (impl AsyncRead + Unpin + Send),
+        read: &mut BufReader<impl AsyncRead + Unpin + Send>,
         sender: &mpsc::UnboundedSender<Due>,
         working: &mut JoinSet<()>,
-    ) -> Result<bool, Ended> {
-        let room = Arc::new(Semaphore::new(self.blocks as usize));
+    ) -> Result<Stream, Ended> {
+        let room = Arc::new(Semaphore::new(self.limits.blocks as usize));
+        let share = Arc::new(Semaphore::new(self.limits.working));
         loop {
-            let request = match self.next(read).await? {
-                Next::Message(Message::CopyData(content)) => Request::decode(&content)?,
-                Next::Message(Message::CopyDone | Message::CopyFail) => return Ok(true),
-                Next::Message(Message::Idle) => continue,
-                Next::Message(Message::Terminate) => return Ok(false),
-                Next::Message(Message::Query(_)) => {
+            let request = match next(read, &mut self.stop).await? {
+                Message::CopyData(content) => Request::decode(&content)?,
+                Message::CopyDone => return Ok(Stream::Done),
+                Message::CopyFail(reason) => return Ok(Stream::Failed(reason)),
+                Message::Sync | Message::Flush => continue,
+                Message::Terminate => return Ok(Stream::Left),
+                Message::Query(_) => {
                     return Err(NotTheProtocol("a query within a page stream".to_owned()).into());
                 }
-                Next::Stop => return Ok(true),
             };
-            let room = Arc::clone(&room).acquire_many_owned(request.blocks()).await;
+            let room = Arc::clone(&room).acquire_many_owned(request.blocks());
             // It is never closed.
-            let Ok(room) = room else { return Ok(false) };
-            let (source, sender) = (Arc::clone(&self.source), sender.clone());
+            let Ok(room) = unless_gone(read, room).await? else { return Ok(Stream::Left) };
+            let (source, sender, share) = (Arc::clone(&self.source), sender.clone(), Arc::clone(&share));
             working.spawn(async move {
+                let _share = share.acquire().await;
                 let answer = answer(&source, timeline, &request).await;
                 // Whoever writes it may be gone.
                 let _ = sender.send((answer.encode(request.id), room));
@@ -191,34 +267,41 @@ impl Connection {
             while working.try_join_next().is_some() {}
         }
     }
+}
 
-    async fn next(&mut self, read: &mut (impl AsyncRead + Unpin + Send)) -> Result<Next, Ended> {
-        tokio::select! {
-            // A message that is cut off here is never gone on with: whoever stops stays so.
-            biased;
-            _ = self.stop.wait_for(|stop| *stop) => Ok(Next::Stop),
-            message = message(read) => message.map(Next::Message),
-        }
+impl<T: AsyncRead + AsyncWrite> Peer<ReadHalf<T>, WriteHalf<T>> {
+    fn of(stream: T) -> Self {
+        let (read, write) = tokio::io::split(stream);
+        Peer { read: BufReader::new(read), write }
     }
 }
 
-/// Lets a client in; the socket's permissions have decided who may. `false`: it wants nothing more.
-async fn begin(
-    read: &mut (impl AsyncRead + Unpin),
-    write: &mut (impl AsyncWrite + Unpin),
-) -> Result<bool, Ended> {
-    for _ in 0..STARTUP_TRIES {
-        let mut length = [0; 4];
-        read.read_exact(&mut length).await?;
-        let mut body = vec![0; wire::length(length, wire::STARTUP_MAX)?];
-        read.read_exact(&mut body).await?;
-        match wire::first(&body)? {
-            First::Encryption => write.write_all(b"N").await?,
-            First::Startup(_) => return Ok(true),
-            First::Cancel => return Ok(false),
-        }
+impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Peer<R, W> {
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.write.write_all(bytes).await?;
+        self.write.flush().await
     }
-    Err(NotTheProtocol("one request for encryption after the other".to_owned()).into())
+
+    async fn next(&mut self, stop: &mut watch::Receiver<bool>) -> Result<Message, Ended> {
+        next(&mut self.read, stop).await
+    }
+
+    async fn unless_gone<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Ended> {
+        unless_gone(&mut self.read, work).await
+    }
+}
+
+/// The client's next message; [`Ended::Stopped`] once the service stops.
+async fn next(
+    read: &mut (impl AsyncRead + Unpin + Send),
+    stop: &mut watch::Receiver<bool>,
+) -> Result<Message, Ended> {
+    tokio::select! {
+        // A message that is cut off here is never gone on with: whoever stops stays so.
+        biased;
+        _ = stop.wait_for(|stop| *stop) => Err(Ended::Stopped),
+        message = message(read) => message,
+    }
 }
 
 async fn message(read: &mut (impl AsyncRead + Unpin)) -> Result<Message, Ended> {
@@ -228,6 +311,25 @@ async fn message(read: &mut (impl AsyncRead + Unpin)) -> Result<Message, Ended> 
     let mut body = vec![0; wire::length(length, wire::MESSAGE_MAX)?];
     read.read_exact(&mut body).await?;
     Ok(wire::message(kind, body.into())?)
+}
+
+/// What `work` gives, unless the client hangs up before. One that has sent more already is noticed when it is written to.
+async fn unless_gone<T>(
+    read: &mut BufReader<impl AsyncRead + Unpin + Send>,
+    work: impl Future<Output = T>,
+) -> Result<T, Ended> {
+    let gone = async {
+        match read.fill_buf().await {
+            Ok([]) => std::io::Error::from(ErrorKind::UnexpectedEof),
+            Ok(_) => std::future::pending().await,
+            Err(error) => error,
+        }
+    };
+    tokio::select! {
+        biased;
+        done = work => Ok(done),
+        error = gone => Err(error.into()),
+    }
 }
 
 /// Writes answers as they come; those that wait together go together.
@@ -247,14 +349,4 @@ async fn written(
         due.clear();
     }
     Ok(())
-}
-
-/// `undefined_object`, else `cannot_connect_now`, else `data_corrupted`.
-fn sqlstate(error: &ReadError) -> &'static str {
-    use crate::error::Meaning;
-    match error.meaning() {
-        Meaning::NotThere => "42704",
-        Meaning::MayPass | Meaning::NotYet => "57P03",
-        Meaning::Damage => "XX001",
-    }
 }

@@ -2,7 +2,7 @@
 
 use super::source::Source;
 use crate::error::ReadError;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use zenith_store::TimelineId;
 
 /// Timelines that are looked into at the same time.
@@ -38,20 +38,25 @@ pub(super) const KNOWN: &str =
     "this is Zenith's page service; it knows SHOW version, SHOW timelines and pagestream TIMELINE";
 
 /// The columns of [`timelines`].
-pub(super) const COLUMNS: [&str; 5] = ["name", "timeline", "parent", "from", "to"];
+pub(super) const COLUMNS: [&str; 6] = ["name", "timeline", "parent", "from", "to", "error"];
 
-/// The timelines that have a name, and the LSNs between which each can be read.
+/// The timelines that have a name, and the LSNs between which each can be read, or why it cannot be.
 pub(super) async fn timelines(source: &Source) -> Result<Vec<Vec<String>>, ReadError> {
     let named = source.names().list().await?;
     let rows = named.into_iter().map(async |(name, id): (String, TimelineId)| {
-        let timeline = source.timeline(id).await?;
-        let parent = timeline.parent().map(|parent| parent.id().to_string()).unwrap_or_default();
-        let ranges = timeline.ranges();
-        let from = ranges.first().map(|range| range.from.to_string()).unwrap_or_default();
-        let to = ranges.last().map(|range| range.to.to_string()).unwrap_or_default();
-        Ok(vec![name, id.to_string(), parent, from, to])
+        let [mut parent, mut from, mut to, mut error] = [const { String::new() }; 4];
+        match source.look_at(id).await {
+            Ok(timeline) => {
+                parent = timeline.parent().map(|parent| parent.id().to_string()).unwrap_or_default();
+                let ranges = timeline.ranges();
+                from = ranges.first().map(|range| range.from.to_string()).unwrap_or_default();
+                to = ranges.last().map(|range| range.to.to_string()).unwrap_or_default();
+            }
+            Err(reason) => error = reason.to_string(),
+        }
+        vec![name, id.to_string(), parent, from, to, error]
     });
-    futures::stream::iter(rows).buffered(PARALLEL).try_collect().await
+    Ok(futures::stream::iter(rows).buffered(PARALLEL).collect().await)
 }
 
 #[cfg(test)]

@@ -5,8 +5,10 @@ use crate::options::{ReaderOptions, TimelineRef};
 use crate::snapshot::Snapshot;
 use crate::timeline::Timeline;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use zenith_layers::{ByteCache, MokaCache, Weighed};
 use zenith_manifest::Names;
 use zenith_pgformat::Lsn;
@@ -19,6 +21,10 @@ const TIMELINES: usize = 16;
 /// Snapshots that are kept, those used last, and what one holds at most.
 const SNAPSHOTS: u64 = 16;
 const SNAPSHOT_BYTES: usize = 9 << 20;
+/// Snapshots that are made at the same time.
+const LOADING: usize = 8;
+/// Requests that are worked on at the same time; each may hold 14 MB of rows.
+pub const WORKING: usize = 64;
 
 impl Weighed for Snapshot {
     fn weight(&self) -> usize {
@@ -28,28 +34,43 @@ impl Weighed for Snapshot {
 
 /// What a service reads from: one cluster of one store.
 ///
-/// Memory: 16 timelines with their manifests, 16 snapshots of 9 MB at most, and the caches of its [`ReaderOptions`].
+/// Memory: 16 timelines with their manifests, and those of 16 snapshots, of 9 MB each at most; 8 snapshots that are being made; 64
+/// requests that are worked on, of 14 MB at most, mostly some KB; and the caches of its [`ReaderOptions`].
 pub struct Source {
     store: Store,
     cluster: String,
     options: ReaderOptions,
     opened: Mutex<HashMap<TimelineId, Arc<Opened>>>,
-    snapshots: Arc<dyn ByteCache<(TimelineId, Lsn), Snapshot, ReadError>>,
+    snapshots: Arc<dyn ByteCache<(TimelineId, Lsn, u64), Snapshot, ReadError>>,
+    loading: Semaphore,
+    working: Semaphore,
+    /// How often a timeline was found to be outdated. Snapshots of before are not used any more.
+    renewed: AtomicU64,
 }
 
-/// A timeline, once it is open, and when it was opened.
+/// One timeline.
 #[derive(Default)]
 struct Opened {
-    timeline: Mutex<Option<(Timeline, Duration)>>,
+    state: Mutex<State>,
     /// Held by whoever opens it: others go on with what is there, if that is good enough for them.
     opening: tokio::sync::Mutex<()>,
-    used: Mutex<Duration>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The newest that could be opened, and when its opening began.
+    timeline: Option<(Timeline, Duration)>,
+    /// What the last opening ended in, and its number.
+    last: Option<(Result<Timeline, Arc<ReadError>>, u64)>,
+    /// Openings that have begun.
+    begun: u64,
+    used: Duration,
 }
 
 impl Source {
     /// Nothing is opened yet.
     pub fn new(store: Store, cluster: &str, options: ReaderOptions) -> Source {
-        let snapshots: MokaCache<(TimelineId, Lsn), Snapshot> =
+        let snapshots: MokaCache<(TimelineId, Lsn, u64), Snapshot> =
             MokaCache::recent("snapshots", SNAPSHOTS * (SNAPSHOT_BYTES as u64 + (1 << 10)));
         Source {
             store,
@@ -57,6 +78,9 @@ impl Source {
             options,
             opened: Mutex::default(),
             snapshots: Arc::new(snapshots),
+            loading: Semaphore::new(LOADING),
+            working: Semaphore::new(WORKING),
+            renewed: AtomicU64::new(0),
         }
     }
 
@@ -80,9 +104,13 @@ impl Source {
         Ok(self.names().resolve(text).await?)
     }
 
-    /// A timeline as it is now, or was within the last second.
-    pub async fn timeline(&self, id: TimelineId) -> Result<Timeline, ReadError> {
-        self.holding(id, |_| false).await
+    /// A timeline as it is now, or was when it was opened last. Who only looks keeps none open.
+    pub async fn look_at(&self, id: TimelineId) -> Result<Timeline, ReadError> {
+        let kept = self.lock().get(&id).cloned();
+        match kept {
+            Some(opened) => self.holding(&opened, id, |_| false).await,
+            None => self.open(id).await,
+        }
     }
 
     /// A timeline at an LSN. One that was opened before the LSN was sliced is opened anew.
@@ -91,56 +119,121 @@ impl Source {
     /// As [`Timeline::snapshot`].
     pub async fn snapshot(&self, id: TimelineId, lsn: Lsn) -> Result<Snapshot, ReadError> {
         let load = async {
-            let timeline = self.holding(id, |timeline| timeline.check(lsn).is_ok()).await?;
+            let opened = self.place(id);
+            let timeline = self.holding(&opened, id, |timeline| timeline.check(lsn).is_ok()).await?;
+            // Never closed.
+            let _loading = self.loading.acquire().await;
             timeline.snapshot(lsn).await
         };
-        self.snapshots.get_or_load((id, lsn), Box::pin(load)).await.map_err(ReadError::Shared)
+        let key = (id, lsn, self.renewed());
+        self.snapshots.get_or_load(key, Box::pin(load)).await.map_err(ReadError::Shared)
+    }
+
+    /// A place among the requests that are worked on.
+    pub(super) async fn working(&self) -> Option<SemaphorePermit<'_>> {
+        // Never closed.
+        self.working.acquire().await.ok()
+    }
+
+    /// How often a timeline was opened anew because it was outdated: for [`Source::renew`].
+    pub(super) fn renewed(&self) -> u64 {
+        self.renewed.load(Ordering::Acquire)
+    }
+
+    /// Has a timeline opened anew that names what the store does not have any more: the one that was `used` for what failed, else
+    /// the one that is open. `seen` is [`Source::renewed`] of before. `false`: it was opened within the last second, so that another
+    /// would be no newer.
+    pub(super) fn renew(&self, id: TimelineId, used: Option<&Timeline>, seen: u64) -> bool {
+        if self.renewed() != seen {
+            return true;
+        }
+        let Some(opened) = self.lock().get(&id).cloned() else { return true };
+        let mut state = opened.lock();
+        if let Some((timeline, at)) = &state.timeline
+            && used.is_none_or(|used| timeline.is_same_opening(used))
+        {
+            if self.clock().elapsed().saturating_sub(*at) < REOPEN {
+                return false;
+            }
+            state.timeline = None;
+        }
+        self.renewed.fetch_add(1, Ordering::AcqRel);
+        true
     }
 
     /// A timeline that is good, else one that was opened within the last second.
     async fn holding(
         &self,
+        opened: &Opened,
         id: TimelineId,
         is_good: impl Fn(&Timeline) -> bool,
     ) -> Result<Timeline, ReadError> {
-        let opened = self.place(id);
         let there = || opened.there(self.clock().elapsed(), &is_good);
         if let Some(timeline) = there() {
             return Ok(timeline);
         }
+        let arrived = opened.lock().begun;
         let _opening = opened.opening.lock().await;
+        // Whoever came at the same time goes on with what one of them found, be it that the store does not answer.
+        if let Some(outcome) = opened.since(arrived) {
+            return outcome.map_err(ReadError::Shared);
+        }
         if let Some(timeline) = there() {
             return Ok(timeline);
         }
-        let now = self.clock().elapsed();
-        let which = TimelineRef::Id(id);
-        let timeline = Timeline::open(&self.store, &self.cluster, &which, self.options.clone()).await?;
-        *opened.timeline.lock().unwrap_or_else(PoisonError::into_inner) = Some((timeline.clone(), now));
-        Ok(timeline)
+        let (number, now) = (opened.begin(), self.clock().elapsed());
+        let outcome = self.open(id).await.map_err(Arc::new);
+        let mut state = opened.lock();
+        state.last = Some((outcome.clone(), number));
+        if let Ok(timeline) = &outcome {
+            state.timeline = Some((timeline.clone(), now));
+        }
+        outcome.map_err(ReadError::Shared)
+    }
+
+    async fn open(&self, id: TimelineId) -> Result<Timeline, ReadError> {
+        Timeline::open(&self.store, &self.cluster, &TimelineRef::Id(id), self.options.clone()).await
     }
 
     /// Where a timeline is kept. What was not used for longest makes room.
     fn place(&self, id: TimelineId) -> Arc<Opened> {
-        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut opened = self.lock();
         if !opened.contains_key(&id) && opened.len() >= TIMELINES {
-            let oldest = opened.iter().min_by_key(|(_, one)| one.used()).map(|(id, _)| *id);
+            let oldest = opened.iter().min_by_key(|(_, one)| one.lock().used).map(|(id, _)| *id);
             oldest.and_then(|oldest| opened.remove(&oldest));
         }
         let place = Arc::clone(opened.entry(id).or_default());
-        *place.used.lock().unwrap_or_else(PoisonError::into_inner) = self.clock().elapsed();
+        place.lock().used = self.clock().elapsed();
         place
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<TimelineId, Arc<Opened>>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Opened {
     /// What was opened, if it is good or that was within the last second.
     fn there(&self, now: Duration, is_good: impl Fn(&Timeline) -> bool) -> Option<Timeline> {
-        let timeline = self.timeline.lock().unwrap_or_else(PoisonError::into_inner);
-        let (timeline, at) = timeline.as_ref()?;
+        let state = self.lock();
+        let (timeline, at) = state.timeline.as_ref()?;
         (is_good(timeline) || now.saturating_sub(*at) < REOPEN).then(|| timeline.clone())
     }
 
-    fn used(&self) -> Duration {
-        *self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What an opening ended in that began when so many had begun already.
+    fn since(&self, arrived: u64) -> Option<Result<Timeline, Arc<ReadError>>> {
+        let state = self.lock();
+        state.last.as_ref().filter(|(_, number)| *number >= arrived).map(|(outcome, _)| outcome.clone())
+    }
+
+    /// The number of an opening that begins.
+    fn begin(&self) -> u64 {
+        let mut state = self.lock();
+        state.begun += 1;
+        state.begun - 1
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,8 +3,9 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-/// `PG_PROTOCOL(3,0)`; a newer minor version is answered as this one.
+/// `PG_PROTOCOL(3,0)`; who asks for a newer minor version is told that this one is spoken.
 const PROTOCOL_MAJOR: u32 = 3;
+const PROTOCOL: u32 = PROTOCOL_MAJOR << 16;
 const CANCEL: u32 = 80_877_102;
 const SSL: u32 = 80_877_103;
 const GSS: u32 = 80_877_104;
@@ -18,8 +19,13 @@ pub(crate) const MESSAGE_MAX: usize = 16 << 10;
 pub(crate) enum First {
     /// It wants another transport; `N` tells that there is none.
     Encryption,
-    /// It wants to begin, with these parameters.
-    Startup(Vec<(String, String)>),
+    /// It wants to begin.
+    Startup {
+        /// The minor version of the protocol that it knows.
+        minor: u32,
+        /// Names and values.
+        parameters: Vec<(String, String)>,
+    },
     /// It wants to cancel what another connection does.
     Cancel,
 }
@@ -30,9 +36,10 @@ pub(crate) enum Message {
     Query(String),
     CopyData(Bytes),
     CopyDone,
-    CopyFail,
-    /// `Flush` and `Sync`.
-    Idle,
+    /// Why the client ends the copy.
+    CopyFail(String),
+    Sync,
+    Flush,
     Terminate,
 }
 
@@ -69,8 +76,9 @@ pub(crate) fn first(body: &[u8]) -> Result<First, NotTheProtocol> {
     }
     let texts = rest.strip_suffix(b"\0\0").or_else(|| (rest == b"\0").then_some(&[][..]));
     let texts = texts.ok_or_else(|| bad("start-up parameters that do not end"))?;
+    let minor = version & 0xFFFF;
     if texts.is_empty() {
-        return Ok(First::Startup(Vec::new()));
+        return Ok(First::Startup { minor, parameters: Vec::new() });
     }
     let texts: Vec<String> =
         texts.split(|byte| *byte == 0).map(|text| String::from_utf8_lossy(text).into_owned()).collect();
@@ -78,20 +86,19 @@ pub(crate) fn first(body: &[u8]) -> Result<First, NotTheProtocol> {
     if !pairs.remainder().is_empty() {
         return Err(bad("a start-up parameter without a value"));
     }
-    Ok(First::Startup(pairs.map(|pair| (pair[0].clone(), pair[1].clone())).collect()))
+    let parameters = pairs.map(|pair| (pair[0].clone(), pair[1].clone())).collect();
+    Ok(First::Startup { minor, parameters })
 }
 
 /// A later message's content.
 pub(crate) fn message(kind: u8, body: Bytes) -> Result<Message, NotTheProtocol> {
     Ok(match kind {
-        b'Q' => {
-            let text = body.strip_suffix(b"\0").unwrap_or(&body);
-            Message::Query(String::from_utf8_lossy(text).into_owned())
-        }
+        b'Q' => Message::Query(string(&body)),
         b'd' => Message::CopyData(body),
         b'c' => Message::CopyDone,
-        b'f' => Message::CopyFail,
-        b'H' | b'S' => Message::Idle,
+        b'f' => Message::CopyFail(string(&body)),
+        b'S' => Message::Sync,
+        b'H' => Message::Flush,
         b'X' => Message::Terminate,
         _ => {
             return Err(NotTheProtocol(format!(
@@ -100,6 +107,11 @@ pub(crate) fn message(kind: u8, body: Bytes) -> Result<Message, NotTheProtocol> 
             )));
         }
     })
+}
+
+/// A body that is one string.
+fn string(body: &[u8]) -> String {
+    String::from_utf8_lossy(body.strip_suffix(b"\0").unwrap_or(body)).into_owned()
 }
 
 /// How bad an error is: whether the connection goes on.
@@ -143,6 +155,15 @@ impl Outgoing {
             });
         }
         self
+    }
+
+    /// This is the newest version that is spoken, and of these options of the protocol nothing is known.
+    pub(crate) fn negotiate(&mut self, unknown: &[&str]) -> &mut Outgoing {
+        self.put(b'v', |body| {
+            body.put_u32(PROTOCOL);
+            body.put_u32(u32::try_from(unknown.len()).unwrap_or(u32::MAX));
+            unknown.iter().for_each(|name| text(body, name));
+        })
     }
 
     /// It may ask.
@@ -238,8 +259,9 @@ mod tests {
         assert_eq!(packet(GSS, b""), Ok(First::Encryption));
         assert_eq!(packet(CANCEL, &[0; 8]), Ok(First::Cancel));
         let pairs = vec![("user".to_owned(), "u".to_owned()), ("database".to_owned(), String::new())];
-        assert_eq!(packet(3 << 16, b"user\0u\0database\0\0\0"), Ok(First::Startup(pairs)));
-        assert_eq!(packet(3 << 16, b"\0"), Ok(First::Startup(Vec::new())));
+        let startup = |minor, parameters| Ok(First::Startup { minor, parameters });
+        assert_eq!(packet(3 << 16, b"user\0u\0database\0\0\0"), startup(0, pairs));
+        assert_eq!(packet((3 << 16) + 2, b"\0"), startup(2, Vec::new()));
         assert!(packet(3 << 16, b"user\0u").is_err() && packet(3 << 16, b"user\0\0").is_err());
         assert!(packet(2 << 16, b"\0").is_err() && first(b"abc").is_err());
     }
@@ -270,5 +292,7 @@ mod tests {
         let expected = [&b"E"[..], &(error.len() as u32 + 4).to_be_bytes(), error, b"Z\0\0\0\x05I"].concat();
         assert_eq!(bytes, expected);
         assert!(out.take().is_empty());
+        out.negotiate(&["_pq_.x"]);
+        assert_eq!(&out.take()[..], b"v\0\0\0\x13\0\x03\0\0\0\0\0\x01_pq_.x\0");
     }
 }

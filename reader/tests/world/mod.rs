@@ -96,6 +96,18 @@ impl World {
         World::with(self.store.clone(), lsn + 1000, name, Some((ancestor, self.tli + 1))).await
     }
 
+    /// What makes the timeline exist.
+    pub(crate) fn identity_path(&self) -> object_store::path::Path {
+        self.paths.identity()
+    }
+
+    /// Every layer that it has stored.
+    pub(crate) async fn layers(&self) -> Vec<object_store::path::Path> {
+        use futures::TryStreamExt;
+        let folder = self.paths.layers();
+        self.store.objects.list(Some(&folder)).map_ok(|found| found.location).try_collect().await.unwrap()
+    }
+
     async fn keep(&self, finished: FinishedLayer) -> LayerEntry {
         store_layer(&self.store.objects, &self.paths, &self.env, &finished).await.unwrap()
     }

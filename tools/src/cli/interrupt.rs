@@ -20,17 +20,19 @@ pub struct Interrupted {
 
 /// SIGINT and SIGTERM, listened to from the command's beginning to its end: between two stretches of work none is lost.
 #[derive(Debug)]
-struct Signals {
+pub struct Signals {
     int: Signal,
     term: Signal,
 }
 
 impl Signals {
-    fn listen() -> std::io::Result<Signals> {
+    /// From now on; in a runtime.
+    pub fn listen() -> std::io::Result<Signals> {
         Ok(Signals { int: signal(SignalKind::interrupt())?, term: signal(SignalKind::terminate())? })
     }
 
-    async fn next(&mut self) -> Interrupted {
+    /// Waits for the next one.
+    pub async fn next(&mut self) -> Interrupted {
         let signal = tokio::select! {
             _ = self.int.recv() => "SIGINT",
             _ = self.term.recv() => "SIGTERM",
