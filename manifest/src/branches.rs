@@ -5,7 +5,6 @@
 
 use crate::change::{Change, Refusal};
 use crate::error::CommitError;
-use crate::horizon::horizon;
 use crate::identity::Identity;
 use crate::names::{NameError, Names};
 use crate::pins::{Holder, Pin};
@@ -72,9 +71,10 @@ impl Names {
     pub async fn create_branch(&self, name: &str, branch: &Branch) -> Result<Ancestor, NameError> {
         let Branch { timeline, start, .. } = branch;
         self.check_free(name, Some(*timeline)).await?;
-        let parent = self.owner(branch.ancestor).await?;
+        let parent = self.owner(branch.ancestor.timeline, branch.ancestor.lsn).await?;
         let ancestor = Ancestor { timeline: parent.timeline, ..branch.ancestor };
-        self.pin_branch(*timeline, &ancestor).await?;
+        self.keep(&Pin { timeline: ancestor.timeline, lsn: ancestor.lsn, holder: Holder::Branch(*timeline) })
+            .await?;
         let identity = Identity { timeline: *timeline, ancestor: Some(ancestor), ..parent };
         self.write_identity(&identity).await?;
         let paths = self.cluster.timeline(*timeline);
@@ -88,38 +88,22 @@ impl Names {
         Ok(ancestor)
     }
 
-    /// The timeline in whose own history a branch point lies: what a branch has not written itself is its ancestors'.
-    async fn owner(&self, branch_point: Ancestor) -> Result<Identity, NameError> {
+    /// The timeline in whose own history an LSN of `timeline` lies: what a branch has not written itself is its ancestors'.
+    pub(crate) async fn owner(&self, timeline: TimelineId, lsn: Lsn) -> Result<Identity, NameError> {
         let mut owner = None;
-        let mut next = Some(branch_point.timeline);
+        let mut next = Some(timeline);
         for _ in 0..MAX_ANCESTORS {
-            let Some(timeline) = next else { break };
-            let identity = self.identity(timeline).await?;
+            let Some(above) = next else { break };
+            let identity = self.identity(above).await?;
             next = identity.ancestor.map(|above| above.timeline);
-            if owner.is_none() && identity.ancestor.is_none_or(|above| branch_point.lsn > above.lsn) {
+            if owner.is_none() && identity.ancestor.is_none_or(|above| lsn > above.lsn) {
                 owner = Some(identity);
             }
         }
         match (owner, next) {
             (Some(owner), None) => Ok(owner),
-            _ => Err(NameError::TooDeep { timeline: branch_point.timeline, limit: MAX_ANCESTORS }),
+            _ => Err(NameError::TooDeep { timeline, limit: MAX_ANCESTORS }),
         }
-    }
-
-    /// Pins the branch point, and refuses one that came too late; then nobody counts on the pin.
-    async fn pin_branch(&self, child: TimelineId, branch_point: &Ancestor) -> Result<(), NameError> {
-        let Ancestor { timeline, lsn, .. } = *branch_point;
-        let pin = Pin { timeline, lsn, holder: Holder::Branch(child) };
-        let is_new = self.pin(&pin).await?;
-        let from = horizon(&*self.objects, &self.cluster.timeline(timeline)).await?;
-        // One that was there before keeps what it pins, whatever the horizon.
-        if lsn >= from || !is_new {
-            return Ok(());
-        }
-        if let Err(error) = self.unpin(&pin).await {
-            tracing::warn!(%error, "a pin that keeps nothing stays");
-        }
-        Err(NameError::Collected { timeline, lsn, from })
     }
 
     /// The timelines that somebody can reach, by name or as an ancestor of one that has a name.

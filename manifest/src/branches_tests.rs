@@ -34,6 +34,31 @@ async fn raise(names: &Names, timeline: u64, lsn: u64) {
 }
 
 #[tokio::test]
+async fn a_computes_pin_keeps_the_timeline_whose_history_it_reads_until_it_is_ended() {
+    let (_store, names) = with_main(30).await;
+    names.create_branch("test", &branch(5, 1, 400, 1)).await.unwrap();
+    let [early, late] = [uuid::Uuid::from_u128(71), uuid::Uuid::from_u128(72)];
+    let pin =
+        |timeline, lsn, id| Pin { timeline: numbered(timeline), lsn: Lsn(lsn), holder: Holder::Compute(id) };
+    // What the branch has not written itself is main's.
+    assert_eq!(names.pin_compute(early, numbered(5), Lsn(400)).await.unwrap(), pin(1, 400, early));
+    assert_eq!(names.pin_compute(late, numbered(5), Lsn(401)).await.unwrap(), pin(5, 401, late));
+    assert_eq!(names.pin_compute(late, numbered(5), Lsn(401)).await.unwrap(), pin(5, 401, late));
+    assert!(names.pin_compute(late, numbered(5), Lsn(402)).await.is_err());
+    raise(&names, 1, 401).await;
+    let refused = names.pin_compute(uuid::Uuid::from_u128(73), numbered(5), Lsn(400)).await.unwrap_err();
+    assert!(matches!(refused, NameError::Collected { from: Lsn(401), .. }), "{refused}");
+    // What was pinned before the horizon rose stays.
+    names.pin_compute(early, numbered(5), Lsn(400)).await.unwrap();
+    assert_eq!(names.pins().await.unwrap().len(), 3);
+    assert_eq!(names.end_pin(early).await.unwrap(), pin(1, 400, early));
+    assert!(matches!(names.end_pin(early).await, Err(NameError::NoPin { .. })));
+    // A branch's pin is not for anybody to end.
+    assert!(matches!(names.end_pin(numbered(5).0).await, Err(NameError::NoPin { .. })));
+    assert_eq!(names.pins().await.unwrap().len(), 2);
+}
+
+#[tokio::test]
 async fn a_branch_exists_only_once_its_name_does() {
     let (store, names) = with_main(1).await;
     let faulty = FaultStore::new(Arc::clone(&store.objects), Arc::new(JumpingClock::default()), 0);

@@ -12,6 +12,7 @@ use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use uuid::Uuid;
 use zenith_pgformat::Lsn;
 use zenith_store::{
     ClusterPaths, Creation, Env, StoreError, TimelineId, create, get_if_present, list,
@@ -137,6 +138,14 @@ pub enum NameError {
         name: String,
         /// Their names.
         branches: String,
+    },
+    /// No compute has that pin.
+    #[error("cluster \"{cluster}\" has no pin {id}: `zenith pin list` shows those that there are")]
+    NoPin {
+        /// The cluster that was looked in.
+        cluster: String,
+        /// As given.
+        id: Uuid,
     },
     /// An object of the store cannot be read or written.
     #[error(transparent)]

@@ -3,11 +3,13 @@
 
 use crate::envelope::{self, PIN};
 use crate::error::ManifestError;
+use crate::horizon::horizon;
 use crate::names::{NameError, Names};
 use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 use zenith_pgformat::Lsn;
 use zenith_store::{Creation, StoreError, TimelineId, create, get_if_present, list};
 
@@ -23,6 +25,17 @@ pub enum Holder {
     /// A timeline that was branched off there. Its pin counts until it has had a name and has none any more, and nothing
     /// that has one was branched off it: one that never had a name may get it at any moment.
     Branch(TimelineId),
+    /// A compute that does not have all of its pages yet. Its pin counts until somebody removes it.
+    Compute(Uuid),
+}
+
+impl Holder {
+    fn id(&self) -> Uuid {
+        match self {
+            Holder::Branch(child) => child.0,
+            Holder::Compute(id) => *id,
+        }
+    }
 }
 
 /// A pin.
@@ -60,21 +73,60 @@ impl Names {
         Err(ManifestError::Damaged { object: path.to_string(), reason }.into())
     }
 
+    /// Keeps an LSN for a compute, in the timeline in whose own history it lies: what the compute has to read from. Tried again
+    /// after an error it goes on where it stood.
+    ///
+    /// # Errors
+    /// [`NameError::Collected`] if its history is no longer kept; [`NameError::NoTimeline`].
+    pub async fn pin_compute(&self, id: Uuid, timeline: TimelineId, lsn: Lsn) -> Result<Pin, NameError> {
+        let owner = self.owner(timeline, lsn).await?;
+        let pin = Pin { timeline: owner.timeline, lsn, holder: Holder::Compute(id) };
+        self.keep(&pin).await?;
+        Ok(pin)
+    }
+
+    /// Removes a compute's pin.
+    ///
+    /// # Errors
+    /// [`NameError::NoPin`].
+    pub async fn end_pin(&self, id: Uuid) -> Result<Pin, NameError> {
+        let pins = self.pins().await?;
+        let pin = pins.into_iter().find(|pin| pin.holder == Holder::Compute(id));
+        let pin = pin.ok_or_else(|| NameError::NoPin { cluster: self.cluster.cluster().to_owned(), id })?;
+        self.unpin(&pin).await?;
+        Ok(pin)
+    }
+
+    /// Writes a pin, and refuses one that came too late; then nobody counts on it.
+    pub(crate) async fn keep(&self, pin: &Pin) -> Result<(), NameError> {
+        let Pin { timeline, lsn, .. } = *pin;
+        let is_new = self.pin(pin).await?;
+        let from = horizon(&*self.objects, &self.cluster.timeline(timeline)).await?;
+        // One that was there before keeps what it pins, whatever the horizon.
+        if lsn >= from || !is_new {
+            return Ok(());
+        }
+        if let Err(error) = self.unpin(pin).await {
+            tracing::warn!(%error, "a pin that keeps nothing stays");
+        }
+        Err(NameError::Collected { timeline, lsn, from })
+    }
+
     /// Writes a pin; whether it was not there before.
-    pub(crate) async fn pin(&self, pin: &Pin) -> Result<bool, NameError> {
+    async fn pin(&self, pin: &Pin) -> Result<bool, NameError> {
         let path = self.pin_path(pin);
         match create(&*self.objects, &self.env, &path, envelope::seal(PIN, &path, pin)?).await? {
             Creation::Created => Ok(true),
             Creation::Same => Ok(false),
             Creation::Other => {
-                let reason = "the branch is pinned elsewhere already".to_owned();
+                let reason = "its holder has pinned another LSN already".to_owned();
                 Err(ManifestError::Damaged { object: path.to_string(), reason }.into())
             }
         }
     }
 
     /// Removes a pin that nobody can count on any more.
-    pub(crate) async fn unpin(&self, pin: &Pin) -> Result<(), NameError> {
+    async fn unpin(&self, pin: &Pin) -> Result<(), NameError> {
         let path = self.pin_path(pin);
         match self.objects.delete(&path).await.map_err(|error| StoreError::from_request(&path, &error)) {
             Err(error) if !error.is_not_found() => Err(error.into()),
@@ -83,7 +135,6 @@ impl Names {
     }
 
     fn pin_path(&self, pin: &Pin) -> Path {
-        let Holder::Branch(child) = pin.holder;
-        self.cluster.pin(pin.timeline, child.0)
+        self.cluster.pin(pin.timeline, pin.holder.id())
     }
 }

@@ -159,6 +159,7 @@ fn of_name(error: &NameError) -> Meaning {
         NameError::Taken { .. }
         | NameError::TooDeep { .. }
         | NameError::NoBranch { .. }
+        | NameError::NoPin { .. }
         | NameError::HasBranches { .. } => Meaning::NotThere,
     }
 }

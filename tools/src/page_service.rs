@@ -1,13 +1,15 @@
 //! `zenith_reader`: the page service on a Unix socket.
 
+mod postmaster;
 mod socket;
 
 use crate::cli::options::SOURCES;
 use crate::cli::{Settings, StoreOptions, exit, interrupt, output};
 use anyhow::{Context, bail};
 use clap::Parser;
+use postmaster::Postmaster;
 use socket::Socket;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -44,6 +46,9 @@ struct Cli {
     /// The number in the socket's name
     #[arg(short, long, value_name = "PORT", default_value_t = 5432)]
     port: u16,
+    /// End when the PostgreSQL server that runs on this data directory does
+    #[arg(long, value_name = "DIR")]
+    postmaster: Option<PathBuf>,
 }
 
 /// Runs the command line of this process.
@@ -56,15 +61,16 @@ pub fn main() -> ExitCode {
         let settings = cli.store.resolve()?;
         let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let runtime = exit::runtime(threads)?;
-        let served = runtime.block_on(run(&settings, &cli.directory, cli.port));
+        let served = runtime.block_on(run(&settings, &cli));
         runtime.shutdown_background();
         served.map(|()| exit::DONE)
     })
 }
 
-async fn run(settings: &Settings, directory: &Path, port: u16) -> anyhow::Result<()> {
-    // From here on a signal ends it in order.
+async fn run(settings: &Settings, cli: &Cli) -> anyhow::Result<()> {
+    // From here on a signal, or the server's end, ends it in order.
     let signals = interrupt::Signals::listen().context("cannot listen to signals")?;
+    let postmaster = cli.postmaster.as_deref().map(Postmaster::of).transpose()?;
     let store = settings.open_store(false)?;
     let options = ReaderOptions { env: Env::system(), ..ReaderOptions::new(std::env::temp_dir()) };
     let source = Arc::new(Source::new(store, &settings.cluster, options));
@@ -72,10 +78,10 @@ async fn run(settings: &Settings, directory: &Path, port: u16) -> anyhow::Result
     if source.names().list().await?.is_empty() {
         bail!("cluster \"{}\" of {} has no timelines", settings.cluster, settings.store);
     }
-    let (socket, listener) = Socket::listen(directory, port).await?;
+    let (socket, listener) = Socket::listen(&cli.directory, cli.port).await?;
     let (stop, stopped) = watch::channel(false);
     output::say(&format!("{PROGRAM}: listening on {}", socket.path().display()));
-    tokio::spawn(stop_at_signal(signals, socket, stop));
+    tokio::spawn(stop_at_end(signals, postmaster, socket, stop));
     match serve(listener, source, Limits::default(), stopped).await {
         0 => Ok(()),
         left => bail!(
@@ -85,9 +91,24 @@ async fn run(settings: &Settings, directory: &Path, port: u16) -> anyhow::Result
     }
 }
 
-async fn stop_at_signal(mut signals: interrupt::Signals, socket: Socket, stop: watch::Sender<bool>) {
-    let signal = signals.next().await.signal;
-    output::say(&format!("{PROGRAM}: {signal}: answering what was asked for"));
+/// Stops the service once a signal comes or the server that it is for ends.
+async fn stop_at_end(
+    mut signals: interrupt::Signals,
+    postmaster: Option<Postmaster>,
+    socket: Socket,
+    stop: watch::Sender<bool>,
+) {
+    let server_ends = async {
+        match &postmaster {
+            Some(postmaster) => postmaster.ended().await,
+            None => std::future::pending().await,
+        }
+    };
+    let why = tokio::select! {
+        interrupted = signals.next() => interrupted.signal,
+        () = server_ends => "the server has ended",
+    };
+    output::say(&format!("{PROGRAM}: {why}: answering what was asked for"));
     // Before anybody stops listening: a successor's socket is never taken away.
     drop(socket);
     stop.send_replace(true);

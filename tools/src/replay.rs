@@ -312,6 +312,7 @@ async fn write_files(
         origins: origins.len(),
         subscriptions: true,
         archive_command: None,
+        lazy: None,
     };
     let mut files: BTreeMap<String, SmallFile> =
         small.into_iter().filter(|(path, _)| is_kept(path)).collect();

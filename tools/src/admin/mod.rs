@@ -1,4 +1,4 @@
-//! `zenith`: looks into a store, and makes branches.
+//! `zenith`: looks into a store, makes branches, and ends pins.
 
 pub mod branch;
 pub mod check;
@@ -6,6 +6,7 @@ pub mod hex;
 pub mod layers;
 pub mod log;
 pub mod page;
+pub mod pin;
 pub mod relation;
 pub mod status;
 
@@ -59,6 +60,12 @@ Examples:
   zenith branch rename test prod2
   zenith branch delete prod2")]
     Branch(branch::BranchArgs),
+    /// Shows and removes what keeps history for lazily restored servers
+    #[command(after_help = "\
+Examples:
+  zenith pin list
+  zenith pin end 0195c1f87e5d7c9a8a4b3f1b6c0d2e11")]
+    Pin(pin::PinArgs),
     /// Lists exactly the layer objects that a manifest version names
     #[command(after_help = "\
 Examples:
@@ -123,6 +130,9 @@ pub fn main() -> ExitCode {
                 branch::run(&env, &settings, &args, work).await
             })
             .map(|()| exit::DONE),
+            Command::Pin(args) => {
+                exit::runtime(2)?.block_on(pin::run(&env, &settings, &args)).map(|()| exit::DONE)
+            }
             Command::Layers(args) => {
                 exit::runtime(2)?.block_on(layers::run(&env, &settings, &args)).map(|()| exit::DONE)
             }

@@ -242,6 +242,7 @@ async fn fill(
         origins: origins?,
         subscriptions: may_have_subscriptions(&shared_map, &prepared.shared_sizes),
         archive_command: options.archive_command.clone(),
+        lazy: None,
     };
     let changes = config::rewrite(&mut prepared.files, &needs, options.host.as_ref(), target.file_mode())?;
     small_files::write_kept(target, &prepared.files)?;

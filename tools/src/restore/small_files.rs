@@ -15,7 +15,7 @@ const PG_VERSION: &[u8] = b"15\n";
 const ORIGIN_MAGIC: u32 = 0x1257_DADE;
 
 /// Directories whose contents belong to a moment or to a process, not to the data.
-const LEFT_OUT_DIRECTORIES: [&str; 17] = [
+const LEFT_OUT_DIRECTORIES: [&str; 18] = [
     "base",
     "global",
     "pg_commit_ts",
@@ -33,6 +33,8 @@ const LEFT_OUT_DIRECTORIES: [&str; 17] = [
     "pg_twophase",
     "pg_wal",
     "pg_xact",
+    // A lazy compute's own.
+    "zenith",
 ];
 
 /// Files of the top directory of that kind.
@@ -184,6 +186,7 @@ mod tests {
             "pg_logical/replorigin_checkpoint",
             "pg_wal/archive_status/x.ready",
             "zenith.half_filled",
+            "zenith/compute.json",
         ] {
             assert!(!is_kept(path), "{path}");
         }

@@ -63,6 +63,17 @@ pub(crate) struct Needs {
     pub(crate) subscriptions: bool,
     /// The server's own `archive_command`, if it gets one.
     pub(crate) archive_command: Option<String>,
+    /// What a server needs whose pages come as they are touched.
+    pub(crate) lazy: Option<LazyNeeds>,
+}
+
+/// What a lazy compute needs until it has all of its pages.
+#[derive(Clone, Debug)]
+pub(crate) struct LazyNeeds {
+    /// The extension's library.
+    pub(crate) library: String,
+    /// Whether the cluster has data checksums, so that hint bits are logged anyway.
+    pub(crate) checksums: bool,
 }
 
 /// Turns the files kept from the base image into those of the restored server. Returns what changed.

@@ -29,6 +29,9 @@ const TIES: [(&str, &str); 14] = [
 const LIBRARIES: [&str; 3] =
     ["shared_preload_libraries", "session_preload_libraries", "local_preload_libraries"];
 
+/// Why a lazy compute's setting is as it is.
+const UNTIL_FULL: &str = "needed until all pages are here";
+
 /// Files that a server with `ssl = on` opens, with their default.
 const SSL_FILES: [(&str, &str); 6] = [
     ("ssl_cert_file", "server.crt"),
@@ -38,6 +41,15 @@ const SSL_FILES: [(&str, &str); 6] = [
     ("ssl_crl_dir", ""),
     ("ssl_dh_params_file", ""),
 ];
+
+/// A path as an element of a list (`SplitDirectoriesString`).
+fn element(path: &str) -> String {
+    if path.contains([',', ' ', '"']) {
+        format!("\"{}\"", path.replace('"', "\"\""))
+    } else {
+        path.to_owned()
+    }
+}
 
 /// Looks at all settings and collects what has to change.
 pub(crate) struct Judge<'a> {
@@ -53,6 +65,7 @@ impl Judge<'_> {
     pub(crate) fn changes(&self) -> Vec<Change> {
         let mut changes = self.replication();
         changes.extend(self.limits());
+        changes.extend(self.full_page_writes());
         changes.extend(LIBRARIES.iter().filter_map(|setting| self.libraries(setting)));
         changes.extend(self.ssl());
         changes.extend(self.sockets());
@@ -143,9 +156,14 @@ impl Judge<'_> {
             ("track_commit_timestamp", parameters.track_commit_timestamp),
         ];
         for (name, wanted) in switches {
-            if self.value(name).is_some_and(is_on) != wanted {
+            if self.value(name).is_some_and(is_on) != wanted
+                && !(name == "wal_log_hints" && self.logs_hints())
+            {
                 changes.push(self.change(name, if wanted { "on" } else { "off" }, why));
             }
+        }
+        if self.logs_hints() && !self.value("wal_log_hints").is_some_and(is_on) {
+            changes.push(self.change("wal_log_hints", "on", UNTIL_FULL));
         }
         changes.extend(self.wal_level(why));
         if self.value("max_replication_slots").map_or(Some(10), |value| value.parse::<usize>().ok())
@@ -155,6 +173,16 @@ impl Judge<'_> {
             changes.push(self.change("max_replication_slots", origins.to_string(), why));
         }
         changes
+    }
+
+    /// Whether hint bits have to be logged for the pages' sake: a page that is on its way to a hole may be torn.
+    fn logs_hints(&self) -> bool {
+        self.needs.lazy.as_ref().is_some_and(|lazy| !lazy.checksums)
+    }
+
+    fn full_page_writes(&self) -> Option<Change> {
+        let off = self.value("full_page_writes").is_some_and(|value| !is_on(value));
+        (off && self.needs.lazy.is_some()).then(|| self.change("full_page_writes", "on", UNTIL_FULL))
     }
 
     fn wal_level(&self, why: &str) -> Option<Change> {
@@ -167,14 +195,19 @@ impl Judge<'_> {
     }
 
     fn libraries(&self, setting: &str) -> Option<Change> {
-        let names = list(self.value(setting)?);
-        let (missing, found): (Vec<String>, Vec<String>) =
+        let names = self.value(setting).map(list).unwrap_or_default();
+        let (missing, mut found): (Vec<String>, Vec<String>) =
             names.into_iter().partition(|name| self.is_missing(setting, name));
-        if missing.is_empty() {
-            return None;
+        let mut why = Vec::new();
+        if let Some(lazy) = self.needs.lazy.as_ref().filter(|_| setting == LIBRARIES[0]) {
+            found.insert(0, lazy.library.clone());
+            why.push(UNTIL_FULL.to_owned());
         }
-        let why = format!("not installed on this machine: {}", missing.join(", "));
-        Some(self.change(setting, found.join(", "), &why))
+        if !missing.is_empty() {
+            why.push(format!("not installed on this machine: {}", missing.join(", ")));
+        }
+        let found: Vec<String> = found.iter().map(|name| element(name)).collect();
+        (!why.is_empty()).then(|| self.change(setting, found.join(", "), &why.join("; ")))
     }
 
     /// Whether a library is certainly not here. With a search path of its own a server may find it anywhere.

@@ -39,6 +39,7 @@ fn needs() -> Needs {
         origins: 0,
         subscriptions: false,
         archive_command: None,
+        lazy: None,
     }
 }
 
@@ -209,4 +210,34 @@ fn an_earlier_recoverys_timeline_and_delay_do_not_rule_the_next_one() {
     assert_eq!(changes, ["recovery_target_timeline", "recovery_min_apply_delay"]);
     let conf = "recovery_target_timeline = 'latest'\nrecovery_min_apply_delay = 0\n";
     assert_eq!(restored(conf, &needs(), &Machine::default()).0, "");
+}
+
+#[test]
+fn a_lazy_server_loads_its_library_and_logs_what_a_torn_page_needs() {
+    let lazy = |checksums| {
+        let library = "/opt/zen ith/libzenith_compute.so".to_owned();
+        Needs { lazy: Some(LazyNeeds { library, checksums }), ..needs() }
+    };
+    let (auto, changes) = restored("", &lazy(true), &Machine::default());
+    let library = "\"/opt/zen ith/libzenith_compute.so\"";
+    assert_eq!(auto, format!("shared_preload_libraries = '{library}'\n"));
+    assert_eq!(changes, ["shared_preload_libraries"]);
+    let conf = "full_page_writes = off\nshared_preload_libraries = 'auto_explain, pg_gone'\n";
+    let machine = Machine { libraries: Some(vec!["auto_explain"]), ..Machine::default() };
+    let (auto, _) = restored(conf, &lazy(false), &machine);
+    let expected = [
+        "wal_log_hints = 'on'".to_owned(),
+        "full_page_writes = 'on'".to_owned(),
+        format!("shared_preload_libraries = '{library}, auto_explain'"),
+    ];
+    assert_eq!(auto.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn hints_that_are_logged_already_stay_logged_on_a_lazy_server() {
+    let parameters = Parameters { wal_log_hints: true, ..needs().parameters };
+    let lazy = LazyNeeds { library: "/l.so".to_owned(), checksums: false };
+    let needs = Needs { parameters, lazy: Some(lazy), ..needs() };
+    let (auto, _) = restored("wal_log_hints = on\n", &needs, &Machine::default());
+    assert_eq!(auto, "shared_preload_libraries = '/l.so'\n");
 }
