@@ -89,7 +89,10 @@ impl Names {
     }
 
     /// The timeline in whose own history an LSN of `timeline` lies: what a branch has not written itself is its ancestors'.
-    pub(crate) async fn owner(&self, timeline: TimelineId, lsn: Lsn) -> Result<Identity, NameError> {
+    ///
+    /// # Errors
+    /// [`NameError::NoTimeline`]; [`NameError::TooDeep`].
+    pub async fn owner(&self, timeline: TimelineId, lsn: Lsn) -> Result<Identity, NameError> {
         let mut owner = None;
         let mut next = Some(timeline);
         for _ in 0..MAX_ANCESTORS {

@@ -2,6 +2,7 @@
 
 mod child;
 pub(crate) mod describe;
+mod lazy;
 
 use crate::cli::interrupt::{self, Interruptible};
 use crate::cli::options::SOURCES;
@@ -18,10 +19,13 @@ use child::Child;
 use clap::{Args, Parser, Subcommand};
 use indicatif::ProgressBar;
 use jiff::tz::TimeZone;
+use lazy::{Keeping, Machine};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
+use zenith_compute_dir::Reader;
+use zenith_manifest::Names;
 use zenith_pgformat::{Lsn, Xid};
 use zenith_reader::{Resolved, Target};
 use zenith_store::{Env, TimelineId};
@@ -43,12 +47,16 @@ Examples:
   zenith_restore -D data --lsn 0/3000148 -T /srv/ts1=/restore/ts1
   zenith_restore -D data --name before_upgrade --as test2
   zenith_restore -D data --time '2026-11-22 14:02:59+01' --replay
+  zenith_restore -D data --time '2026-11-22 14:02:59+01' --lazy
   restore_command = 'zenith_restore wal --store file:///srv/zenith %f \"%p\"'
 
 Every page is written as it was at the target, so that the server starts with pg_ctl start and replays nothing. The
 directory is on a PostgreSQL timeline of its own and archives nowhere, unless --as gives it a timeline to archive to.
 A restore that fails, or is ended by SIGINT (Ctrl-C) or SIGTERM, exits with 1 and leaves nothing behind: no directory,
 no temporary files, no name of --as.
+
+With --lazy it takes about a second, whatever the size: relations are sparse files, and the server asks a zenith_reader for a
+page when it is touched. The LSN must be sliced. A pin in the store keeps its history: zenith pin end, once the server is gone.
 
 {SOURCES}")
 )]
@@ -105,6 +113,15 @@ pub struct RestoreArgs {
     /// Write the base image for PostgreSQL's own recovery, which replays the WAL by restore_command
     #[arg(long, conflicts_with = "as_name")]
     pub replay: bool,
+    /// Write no pages of relations: the server fetches each from the store when it is touched
+    #[arg(long, conflicts_with = "replay")]
+    pub lazy: bool,
+    /// With --lazy: the page service to fetch from [default: one of the server's own, which it starts]
+    #[arg(long, value_name = "URL", requires = "lazy", value_parser = lazy::parse_reader)]
+    pub reader: Option<Reader>,
+    /// With --lazy: do not keep the LSN's history in the store; it may be collected before all pages are fetched
+    #[arg(long, requires = "lazy")]
+    pub no_pin: bool,
     /// Run as root: the user that the files are for
     #[arg(long, value_name = "USER", default_value = "postgres")]
     pub owner: String,
@@ -179,26 +196,49 @@ pub async fn restore(
 ) -> anyhow::Result<Restored> {
     let started = env.clock.elapsed();
     let place = Place::of(args)?;
+    let machine = args.lazy.then(|| Machine::find(settings, args.reader.as_ref())).transpose()?;
     let session = Session::open(env, settings, false)?;
+    let keeping = (args.lazy && !args.no_pin).then(|| Keeping::new(&session));
     let bar = progress::bytes("restoring", 0);
     let child = match &args.as_name {
         Some(name) => Some(interruptible.unless_interrupted(Child::new(&session, name)).await?),
         None => None,
     };
     let scratch = interruptible.scratch();
-    let work = restore_to(&place, &session, settings, args, child.as_ref(), scratch, &bar);
+    let how =
+        How { place: &place, child: child.as_ref(), machine: machine.as_ref(), keeping: keeping.as_ref() };
+    let work = restore_to(&how, &session, settings, args, scratch, &bar);
     let done = interruptible.unless_interrupted(work).await;
     bar.finish_and_clear();
-    let (resolved, report) = match (done, &child) {
-        (Ok(done), _) => done,
-        (Err(failure), None) => return Err(failure),
-        (Err(failure), Some(child)) => {
-            return Err(child.give_up(interruptible, &session.names, failure).await);
-        }
+    let (resolved, report) = match done {
+        Ok(done) => done,
+        Err(failure) => return Err(how.give_up(interruptible, &session.names, failure).await),
     };
     let seconds = env.clock.elapsed().saturating_sub(started).as_secs_f64();
     let timeline = child.map(|child| (child.name, child.id));
     Ok(Restored { directory: place.directory, resolved, report, timeline, seconds })
+}
+
+/// What a restore writes, and what it makes in the store.
+struct How<'a> {
+    place: &'a Place,
+    child: Option<&'a Child>,
+    machine: Option<&'a Machine>,
+    keeping: Option<&'a Keeping>,
+}
+
+impl How<'_> {
+    /// Takes back what was made in the store.
+    async fn give_up(&self, work: &Interruptible, names: &Names, failure: anyhow::Error) -> anyhow::Error {
+        let failure = match self.keeping {
+            Some(keeping) => keeping.give_up(work, names, failure).await,
+            None => failure,
+        };
+        match self.child {
+            Some(child) => child.give_up(work, names, failure).await,
+            None => failure,
+        }
+    }
 }
 
 /// Where a restore goes: known, and found free, before anything is read from the store.
@@ -221,11 +261,10 @@ impl Place {
 }
 
 async fn restore_to(
-    place: &Place,
+    how: &How<'_>,
     session: &Session,
     settings: &Settings,
     args: &RestoreArgs,
-    child: Option<&Child>,
     scratch: &Path,
     bar: &ProgressBar,
 ) -> anyhow::Result<(Resolved, Report)> {
@@ -246,16 +285,21 @@ async fn restore_to(
     output::say(&describe::target(&resolved));
     let snapshot = timeline.snapshot(resolved.lsn).await?;
     let source = SnapshotSource::new(snapshot.clone(), resolved.last_record).await?;
+    let lazy = match how.machine {
+        Some(machine) => Some(lazy::lazy(machine, how.keeping, session, &stored, resolved.lsn).await?),
+        None => None,
+    };
     let now = session.env.clock.now().duration_since(UNIX_EPOCH);
     let options = Options {
-        target: place.directory.clone(),
-        tablespaces: place.tablespaces.clone(),
-        owner: place.owner,
+        target: how.place.directory.clone(),
+        tablespaces: how.place.tablespaces.clone(),
+        owner: how.place.owner,
         sync: true,
         parallel: PARALLEL,
         tli: None,
         reason: format!("restored by zenith from timeline {}", timeline.id()),
-        archive_command: child.map(|child| archive_command(settings, child.id)).transpose()?,
+        archive_command: how.child.map(|child| archive_command(settings, child.id)).transpose()?,
+        lazy,
         host: Arc::new(ThisHost::new(crate::cli::postgres::library_directory())) as Arc<dyn Host>,
         now: now.map_or(0, |time| time.as_secs().cast_signed()),
     };
@@ -263,7 +307,7 @@ async fn restore_to(
         bar.set_length(progress.total);
         bar.set_position(progress.done);
     };
-    if let Some(child) = child {
+    if let Some(child) = how.child {
         child.make(&session.names, &snapshot, &resolved).await?;
     }
     let report = restore::write_directory(&source, &options, &shown).await?;

@@ -55,6 +55,7 @@ fn options(target: &Path) -> Options {
         tli: None,
         reason: "restored by a test".to_owned(),
         archive_command: None,
+        lazy: None,
         host: Arc::new(ThisHost::new(Some(PathBuf::from(library.trim())))),
         now: 1_700_000_000,
     }

@@ -1,4 +1,5 @@
-//! Writing a complete stock data directory at an LSN, on a PostgreSQL timeline of its own.
+//! Writing a stock data directory at an LSN, on a PostgreSQL timeline of its own: complete, or lazily, with the pages of
+//! relations to come when they are touched.
 //!
 //! Every page is written as it was at the LSN, so the server that starts here has nothing to replay: `pg_control` says
 //! that it was shut down cleanly, at a checkpoint that is made up for the occasion and that begins the new timeline.
@@ -11,6 +12,7 @@ pub mod source;
 pub mod tablespaces;
 
 mod control;
+pub mod lazy;
 mod relations;
 mod slru;
 pub(crate) mod small_files;
@@ -22,6 +24,7 @@ use bytes::Bytes;
 use config::{Change, Host, Needs};
 use futures::{StreamExt, TryStreamExt};
 use layout::{DIRECTORIES, Owner, Target};
+use lazy::Lazy;
 use relations::{PageRules, Plan};
 use source::{Facts, ForkSize, Source};
 use std::collections::BTreeMap;
@@ -35,7 +38,7 @@ use zenith_ingest::base::SmallFile;
 use zenith_pgformat::rel::GLOBAL_TABLESPACE;
 use zenith_pgformat::relmap::RelMap;
 use zenith_pgformat::wal_name::WalFile;
-use zenith_pgformat::{Lsn, Oid, Tli};
+use zenith_pgformat::{BLCKSZ, Lsn, Oid, Tli};
 
 /// `SubscriptionRelationId` (catalog/pg_subscription.h), a shared and so a mapped catalog.
 const PG_SUBSCRIPTION: Oid = 6100;
@@ -65,6 +68,8 @@ pub struct Options {
     pub host: Arc<dyn Host>,
     /// The time of the fabricated checkpoint, in seconds since 1970-01-01 UTC.
     pub now: i64,
+    /// Leaves the pages of relations to be fetched when they are touched.
+    pub lazy: Option<Lazy>,
 }
 
 /// How far a restore is.
@@ -89,8 +94,12 @@ pub struct Report {
     pub parent_tli: Tli,
     /// Forks of relations.
     pub forks: usize,
-    /// Bytes of relations and SLRUs.
+    /// Bytes of relations and SLRUs that were written.
     pub bytes: u64,
+    /// Bytes of relations that are to be fetched when they are touched.
+    pub later: u64,
+    /// The pin in the store that keeps them.
+    pub pin: Option<uuid::Uuid>,
     /// Prepared transactions that wait for their end.
     pub prepared: usize,
     /// Tablespaces: number and new place.
@@ -111,6 +120,7 @@ struct Prepared {
     tablespaces: Vec<Placed>,
     databases: Vec<(Oid, Oid)>,
     plan: Plan,
+    later: Vec<ForkSize>,
     shared_sizes: BTreeMap<Oid, u32>,
 }
 
@@ -165,7 +175,8 @@ async fn prepare(
     let shared_sizes = shared.map(|fork| (fork.node.rel, fork.blocks)).collect();
     let tablespaces = tablespaces::place(tablespaces?, &options.tablespaces, root)?;
     let files = small.into_iter().filter(|(path, _)| small_files::is_kept(path)).collect();
-    let plan = Plan::new(relations);
+    let mut plan = Plan::new(relations);
+    let later = if options.lazy.is_some() { plan.take_fetched_later() } else { Vec::new() };
     Ok(Prepared {
         facts,
         tli,
@@ -177,6 +188,7 @@ async fn prepare(
         tablespaces,
         databases,
         plan,
+        later,
         shared_sizes,
     })
 }
@@ -242,16 +254,22 @@ async fn fill(
         origins: origins?,
         subscriptions: may_have_subscriptions(&shared_map, &prepared.shared_sizes),
         archive_command: options.archive_command.clone(),
-        lazy: None,
+        lazy: options.lazy.as_ref().map(|lazy| lazy.needs(facts)),
     };
     let changes = config::rewrite(&mut prepared.files, &needs, options.host.as_ref(), target.file_mode())?;
     small_files::write_kept(target, &prepared.files)?;
     prepared.timelines.write(target)?;
     write_wal(target, &prepared)?;
+    if let Some(lazy) = &options.lazy {
+        lazy.write(target, facts, &prepared.later)?;
+    }
     target.sync_files()?;
     target.write("global/pg_control", &prepared.control)?;
     target.sync_files()?;
-    Ok(report(&prepared, bytes, two_phase, changes))
+    Ok(Report {
+        pin: options.lazy.as_ref().and_then(|lazy| lazy.pin),
+        ..report(&prepared, bytes, two_phase, changes)
+    })
 }
 
 /// Writes the databases' relation maps. Returns the shared one.
@@ -295,8 +313,10 @@ fn report(prepared: &Prepared, bytes: u64, two_phase: usize, changes: Vec<Change
         checkpoint: prepared.checkpoint,
         tli: prepared.tli,
         parent_tli: prepared.facts.tli,
-        forks: prepared.plan.forks(),
+        forks: prepared.plan.forks() + prepared.later.len(),
         bytes,
+        later: prepared.later.iter().map(|fork| u64::from(fork.blocks) * BLCKSZ as u64).sum(),
+        pin: None,
         prepared: two_phase,
         tablespaces: places.filter_map(|placed| Some((placed.oid, placed.new.clone()?))).collect(),
         changes,

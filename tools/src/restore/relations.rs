@@ -45,6 +45,15 @@ impl Plan {
         self.forks.len()
     }
 
+    /// Takes away the forks whose pages can be fetched later: all but init forks, which PostgreSQL copies past its storage
+    /// manager.
+    pub(crate) fn take_fetched_later(&mut self) -> Vec<ForkSize> {
+        let (written, later) =
+            std::mem::take(&mut self.forks).into_iter().partition(|fork| fork.fork == Fork::Init);
+        self.forks = written;
+        later
+    }
+
     /// The files that a range of a fork goes to: an init fork is also the main fork.
     fn files(&self, range: &PageRange) -> Vec<RelFile> {
         let segment = range.first / RELSEG_SIZE;

@@ -42,6 +42,15 @@ fn free_space_maps_and_data_of_unlogged_relations_are_not_read() {
 }
 
 #[test]
+fn all_but_init_forks_can_be_fetched_later() {
+    let mut plan = Plan::new([fork(1, Fork::Main, 3), fork(1, Fork::Vm, 1), fork(2, Fork::Init, 1)]);
+    let later: Vec<(u32, Fork)> =
+        plan.take_fetched_later().iter().map(|fork| (fork.node.rel, fork.fork)).collect();
+    assert_eq!(later, [(1, Fork::Main), (1, Fork::Vm)]);
+    assert_eq!((plan.forks(), plan.bytes()), (1, BLCKSZ as u64));
+}
+
+#[test]
 fn batches_cover_every_block_once_and_stay_inside_segments() {
     let sizes = [
         fork(1, Fork::Main, 0),

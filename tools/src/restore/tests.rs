@@ -102,6 +102,7 @@ fn options(target: &Path) -> Options {
         tli: None,
         reason: "for a test".to_owned(),
         archive_command: None,
+        lazy: None,
         host: Arc::new(config::ThisHost::new(None)),
         now: 1_700_000_000,
     }

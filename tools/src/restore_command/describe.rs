@@ -41,11 +41,15 @@ impl Restored {
     pub(super) fn describe(&self) -> String {
         let report = &self.report;
         let mut text = format!(
-            "{} holds the state at {}: {} in {} forks, on TLI {} (a child of {}), {}\n",
+            "{} holds the state at {}: {} in {} forks{}, on TLI {} (a child of {}), {}\n",
             self.directory.display(),
             report.lsn,
             units::size(report.bytes),
             report.forks,
+            match report.later {
+                0 => String::new(),
+                later => format!(", {} to be fetched when they are touched", units::size(later)),
+            },
             report.tli,
             report.parent_tli,
             units::duration(std::time::Duration::from_secs_f64(self.seconds.max(0.0))),
@@ -64,6 +68,10 @@ impl Restored {
         }
         if let Some((name, id)) = &self.timeline {
             text.push_str(&format!("it archives to its own timeline \"{name}\" ({id})\n"));
+        }
+        if let Some(pin) = report.pin {
+            let pin = pin.simple();
+            text.push_str(&format!("pin {pin} keeps its history: once it is gone, zenith pin end {pin}\n"));
         }
         text.push_str(&format!("start it: pg_ctl start -D {}\n", self.directory.display()));
         text
