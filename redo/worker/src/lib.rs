@@ -9,12 +9,13 @@
 //!
 //! Anything that is not as expected ends the process with a sentence on stderr (fail closed): nothing is ever guessed.
 
-mod magic;
 mod redo;
 mod serve;
 mod smgr;
 
 use std::ffi::CStr;
+
+zenith_server_binary::module_magic!(pgrx_pg_sys);
 
 /// Ends the process, saying why. Also used before PostgreSQL's own error handling can be relied on.
 fn refuse(reason: &str) -> ! {

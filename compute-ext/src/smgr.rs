@@ -1,0 +1,151 @@
+//! Three functions of the storage manager, around those of md.c: everything else is PostgreSQL's own, on its own files.
+
+use crate::{client, limits};
+use pgrx::prelude::*;
+use std::ffi::{c_char, c_int, c_void};
+use std::sync::OnceLock;
+use zenith_pgformat::{BLCKSZ, Fork, RelNode};
+use zenith_server_binary::smgr::{StorageManager, entry};
+
+// The signatures of md.h.
+type Read = unsafe extern "C-unwind" fn(pg_sys::SMgrRelation, c_int, u32, *mut c_char);
+type Unlink = unsafe extern "C-unwind" fn(pg_sys::RelFileNodeBackend, c_int, bool);
+#[cfg(truncate_takes_old_blocks)]
+type Truncate = unsafe extern "C-unwind" fn(pg_sys::SMgrRelation, c_int, u32, u32);
+#[cfg(not(truncate_takes_old_blocks))]
+type Truncate = unsafe extern "C-unwind" fn(pg_sys::SMgrRelation, c_int, u32);
+
+/// What was there before.
+struct Original {
+    read: Read,
+    unlink: Unlink,
+    truncate: Truncate,
+}
+
+static ORIGINAL: OnceLock<Original> = OnceLock::new();
+
+/// `InvalidForkNumber`: all of them.
+const ALL_FORKS: c_int = -1;
+const FORKS: [Fork; 4] = [Fork::Main, Fork::Fsm, Fork::Vm, Fork::Init];
+
+/// Puts them in their place.
+pub(crate) fn replace(manager: StorageManager) -> Result<(), String> {
+    let mut functions = manager.functions();
+    // SAFETY: the functions are this server's, whose headers these signatures were compiled against.
+    let original = unsafe {
+        Original {
+            read: std::mem::transmute::<*const c_void, Read>(functions[entry::READ]),
+            unlink: std::mem::transmute::<*const c_void, Unlink>(functions[entry::UNLINK]),
+            truncate: std::mem::transmute::<*const c_void, Truncate>(functions[entry::TRUNCATE]),
+        }
+    };
+    ORIGINAL.set(original).map_err(|_| "loaded twice".to_owned())?;
+    functions[entry::READ] = read as *const c_void;
+    functions[entry::UNLINK] = unlink as *const c_void;
+    functions[entry::TRUNCATE] = truncate as *const c_void;
+    // SAFETY: the signatures are the same; the postmaster has one thread.
+    unsafe { manager.replace(functions) }
+}
+
+/// The functions are in the table only after this was set.
+fn original() -> &'static Original {
+    match ORIGINAL.get() {
+        Some(original) => original,
+        None => error!("zenith_compute: the storage manager was replaced by somebody else"),
+    }
+}
+
+/// A relation that other processes see; temporary ones are never restored.
+fn shared(relation: &pg_sys::RelFileNodeBackend) -> Option<RelNode> {
+    let node = relation.node;
+    let node = RelNode { spc: node.spcNode.to_u32(), db: node.dbNode.to_u32(), rel: node.relNode.to_u32() };
+    (relation.backend == pg_sys::InvalidBackendId).then_some(node)
+}
+
+fn fork_of(number: c_int) -> Option<Fork> {
+    u8::try_from(number).ok().and_then(Fork::from_number)
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    page.chunks_exact(16).all(|part| part == [0; 16])
+}
+
+/// `smgr_read`: a page that is all zeros here and lies below its fork's limit is fetched. The file is not written: only what
+/// PostgreSQL itself writes, and the filler, do that.
+///
+/// A limit may be lowered while the page is on its way, by whoever holds the relation's AccessExclusiveLock, or replays what its
+/// holder did: nobody then reads what is cut off, but for scans of a whole tablespace or database, to which zeros mean the same.
+#[pg_guard]
+unsafe extern "C-unwind" fn read(
+    relation: pg_sys::SMgrRelation,
+    fork_number: c_int,
+    block: u32,
+    buffer: *mut c_char,
+) {
+    // SAFETY: PostgreSQL passes a relation, and a buffer of a block's size; the original may raise an error.
+    let (page, node) = unsafe {
+        pg_sys::ffi::pg_guard_ffi_boundary(|| (original().read)(relation, fork_number, block, buffer));
+        (std::slice::from_raw_parts_mut(buffer.cast::<u8>(), BLCKSZ), shared(&(*relation).smgr_rnode))
+    };
+    if !is_zero(page) {
+        return;
+    }
+    let (Some(node), Some(fork)) = (node, fork_of(fork_number)) else { return };
+    if block >= limits::limit(node, fork) {
+        return;
+    }
+    let fetched = client::fetch(node, fork, block);
+    if block < limits::limit(node, fork) {
+        page.copy_from_slice(&fetched);
+    }
+}
+
+/// `smgr_unlink`: what had that name is never fetched again.
+#[pg_guard]
+unsafe extern "C-unwind" fn unlink(relation: pg_sys::RelFileNodeBackend, fork_number: c_int, is_redo: bool) {
+    if let Some(node) = shared(&relation) {
+        let forks =
+            FORKS.into_iter().filter(|fork| fork_number == ALL_FORKS || fork_of(fork_number) == Some(*fork));
+        forks.for_each(|fork| limits::lower(node, fork, 0));
+    }
+    // SAFETY: as PostgreSQL passed them.
+    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| (original().unlink)(relation, fork_number, is_redo)) };
+}
+
+/// Before a fork is truncated to `blocks`.
+unsafe fn before_truncation(relation: pg_sys::SMgrRelation, fork_number: c_int, blocks: u32) {
+    // SAFETY: PostgreSQL passes a relation.
+    let node = unsafe { shared(&(*relation).smgr_rnode) };
+    if let (Some(node), Some(fork)) = (node, fork_of(fork_number)) {
+        limits::lower(node, fork, blocks);
+    }
+}
+
+/// `smgr_truncate`: what is cut off is never fetched again. In a critical section.
+#[cfg(truncate_takes_old_blocks)]
+#[pg_guard]
+unsafe extern "C-unwind" fn truncate(
+    relation: pg_sys::SMgrRelation,
+    fork_number: c_int,
+    old_blocks: u32,
+    blocks: u32,
+) {
+    // SAFETY: as PostgreSQL passed them.
+    unsafe {
+        before_truncation(relation, fork_number, blocks);
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            (original().truncate)(relation, fork_number, old_blocks, blocks)
+        });
+    }
+}
+
+/// `smgr_truncate` of older minor releases.
+#[cfg(not(truncate_takes_old_blocks))]
+#[pg_guard]
+unsafe extern "C-unwind" fn truncate(relation: pg_sys::SMgrRelation, fork_number: c_int, blocks: u32) {
+    // SAFETY: as PostgreSQL passed them.
+    unsafe {
+        before_truncation(relation, fork_number, blocks);
+        pg_sys::ffi::pg_guard_ffi_boundary(|| (original().truncate)(relation, fork_number, blocks));
+    }
+}
