@@ -52,7 +52,7 @@ build: setup
 
 # Only the commands: the libraries of the tests would make a first build longer.
 commands: setup
-	$(CARGO) build --locked -p zenith-tools -p zenith-redo-worker
+	$(CARGO) build --locked -p zenith-tools -p zenith-redo-worker -p zenith-compute-ext
 
 demo: commands
 	tests/demo/run $(CARGO_TARGET_DIR)/debug
