@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use zenith_compute_dir::{Compute, FOLDER, PRIVATE_PORT, Reader};
 use zenith_page_protocol::frontend::{self, Incoming, Refused};
-use zenith_page_protocol::pagestream::{Answer, Code, Request, Wanted};
+use zenith_page_protocol::pagestream::{Answer, Code, MAX_BLOCKS, Request, Wanted};
 use zenith_pgformat::rel::RelFile;
 use zenith_pgformat::{BLCKSZ, Fork, Lsn, RELSEG_SIZE, RelNode, page};
 
@@ -42,6 +42,14 @@ enum Trouble {
     Wait(String),
     /// It will not.
     Fail(String),
+}
+
+impl Trouble {
+    fn into_reason(self) -> String {
+        match self {
+            Trouble::Wait(reason) | Trouble::Fail(reason) => reason,
+        }
+    }
 }
 
 /// A request's time.
@@ -100,6 +108,81 @@ pub(crate) fn fetch(node: RelNode, fork: Fork, block: u32) -> Bytes {
     }
 }
 
+/// Blocks of a fork that follow one another, or why they cannot be had.
+pub(crate) struct Range {
+    pub(crate) first: u32,
+    pub(crate) pages: Result<Vec<Bytes>, String>,
+}
+
+/// Many blocks of a fork as of the directory's LSN, asked for all at once. Waits while the page service cannot give them, until the
+/// server stops.
+pub(crate) fn fetch_many(node: RelNode, fork: Fork, blocks: &[u32]) -> Vec<Range> {
+    let Some(compute) = directory::compute() else { return Vec::new() };
+    let wanted: Vec<Wanted> = blocks
+        .chunk_by(|one, next| one + 1 == *next)
+        .flat_map(|run| run.chunks(usize::from(MAX_BLOCKS)))
+        .filter_map(|run| {
+            let count = u16::try_from(run.len()).ok()?;
+            Some(Wanted::Pages { node, fork, block: *run.first()?, count })
+        })
+        .collect();
+    let mut told = false;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let deadline = Deadline { began: wait::now(), limit: settings::reader_timeout() };
+        let reason = match try_to_fetch_many(compute, &wanted, deadline) {
+            Ok(ranges) => return ranges,
+            Err(Trouble::Fail(reason) | Trouble::Wait(reason)) => reason,
+        };
+        if !told {
+            ereport!(
+                LOG,
+                PgSqlErrorCode::ERRCODE_IO_ERROR,
+                format!("zenith_compute: the filler waits for pages: {reason}")
+            );
+            told = true;
+        }
+        reader::ensure();
+        wait::pause(jittered(pause, deadline));
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn try_to_fetch_many(
+    compute: &Compute,
+    wanted: &[Wanted],
+    deadline: Deadline,
+) -> Result<Vec<Range>, Trouble> {
+    let mut connection = match take() {
+        Some(connection) => connection,
+        None => Connection::open(compute, deadline)?,
+    };
+    let answers = connection.ask_all(compute.lsn, wanted, deadline)?;
+    keep(connection);
+    let ranges = wanted.iter().zip(answers).map(|(wanted, answer)| {
+        let Wanted::Pages { block: first, count, .. } = *wanted else {
+            return Err(Trouble::Fail("no pages were asked for".to_owned()));
+        };
+        let pages = match answer {
+            Answer::Pages(pages) if pages.len() == usize::from(count) => {
+                let checked = pages.iter().map(|page| checked(page, compute.lsn));
+                checked.collect::<Result<Vec<Bytes>, Trouble>>().map_err(Trouble::into_reason)
+            }
+            Answer::Error { code: Code::Retry | Code::NotYet, message } => {
+                return Err(Trouble::Wait(message));
+            }
+            Answer::Error { message, .. } => Err(message),
+            _ => Err("the page service answered another question".to_owned()),
+        };
+        Ok(Range { first, pages })
+    });
+    ranges.collect()
+}
+
+fn keep(connection: Connection) {
+    *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+}
+
 fn refuse(code: PgSqlErrorCode, compute: &Compute, wanted: Wanted, reason: &str) -> ! {
     let lsn = compute.lsn;
     let log = match &compute.reader {
@@ -132,7 +215,7 @@ fn try_to_fetch(compute: &Compute, wanted: Wanted, deadline: Deadline) -> Result
     };
     let answer = connection.ask(compute.lsn, wanted, deadline)?;
     // It is in step: whatever the answer, it can be used again.
-    *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+    keep(connection);
     match answer {
         Answer::Pages(pages) => match pages.as_slice() {
             [page] => checked(page, compute.lsn),
@@ -191,16 +274,31 @@ impl Connection {
 
     /// The answer to a request.
     fn ask(&mut self, lsn: Lsn, wanted: Wanted, deadline: Deadline) -> Result<Answer, Trouble> {
-        self.id += 1;
-        let request = Request { id: self.id, lsn, wanted }.encode();
-        self.send(&frontend::copy_data(&request), deadline)?;
-        loop {
+        let answer = self.ask_all(lsn, &[wanted], deadline)?.pop();
+        answer.ok_or_else(|| Trouble::Wait("the page service did not answer".to_owned()))
+    }
+
+    /// The answers to requests that do not wait for one another, in their order: no more of them than the service takes before
+    /// its answers are taken.
+    fn ask_all(&mut self, lsn: Lsn, wanted: &[Wanted], deadline: Deadline) -> Result<Vec<Answer>, Trouble> {
+        let first = self.id;
+        for wanted in wanted {
+            let request = Request { id: self.id, lsn, wanted: *wanted }.encode();
+            self.send(&frontend::copy_data(&request), deadline)?;
+            self.id += 1;
+        }
+        let mut answers: Vec<Option<Answer>> = wanted.iter().map(|_| None).collect();
+        let mut missing = answers.len();
+        while missing > 0 {
             let Incoming::CopyData(content) = self.next(deadline)? else { continue };
             let (id, answer) = Answer::decode(&content).map_err(|error| Trouble::Wait(error.to_string()))?;
-            if id == self.id {
-                return Ok(answer);
-            }
+            let place =
+                id.checked_sub(first).and_then(|number| answers.get_mut(usize::try_from(number).ok()?));
+            let place = place.ok_or_else(|| Trouble::Wait("an answer to no request".to_owned()))?;
+            missing -= usize::from(place.is_none());
+            *place = Some(answer);
         }
+        Ok(answers.into_iter().flatten().collect())
     }
 
     fn until(&mut self, wanted: &Incoming, deadline: Deadline) -> Result<(), Trouble> {

@@ -4,7 +4,7 @@
 //! When a backend crashes, the postmaster runs recovery again without loading libraries anew; what was replaced in the postmaster is
 //! so in every process that it forks.
 
-use pgrx::pg_sys;
+use pgrx::prelude::*;
 use std::ffi::{CStr, c_char, c_void};
 use zenith_compute_dir::GUARD;
 use zenith_server_binary::imports::Import;
@@ -15,11 +15,15 @@ pub(crate) fn replace(fopen: Import) -> Result<(), String> {
     unsafe { fopen.replace(open_past_the_guard as *const c_void) }
 }
 
-unsafe extern "C" fn open_past_the_guard(path: *const c_char, mode: *const c_char) -> *mut libc::FILE {
+/// The start-up process looks for the label before it does anything else, after a crash too: so this is where what the filler was
+/// at is made whole.
+#[pg_guard]
+unsafe extern "C-unwind" fn open_past_the_guard(path: *const c_char, mode: *const c_char) -> *mut libc::FILE {
     // SAFETY: as passed to fopen(3); the process's type is a plain number.
     unsafe {
         let is_startup = pg_sys::MyAuxProcType == pg_sys::AuxProcType::StartupProcess;
         if is_startup && !path.is_null() && CStr::from_ptr(path).to_bytes() == GUARD.as_bytes() {
+            crate::fill::replay();
             *libc::__errno_location() = libc::ENOENT;
             return std::ptr::null_mut();
         }

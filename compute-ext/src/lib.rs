@@ -6,7 +6,9 @@
 //!
 //! - [`directory`]: what the directory is of;
 //! - [`limits`]: up to which block each fork's pages are to be fetched, lowered before files get shorter;
-//! - [`smgr`]: read, truncate and unlink of the storage manager, replaced;
+//! - [`smgr`]: read, write, truncate and unlink of the storage manager, replaced;
+//! - [`fill`]: the background worker that fetches what nobody asks for, and ends all of this; [`locks`]: what keeps it and the server
+//!   apart;
 //! - [`databases`]: what changes files past the storage manager;
 //! - [`guard`]: the way past the file that keeps every other server from starting here;
 //! - [`client`]: the connection to the page service; [`reader`]: starting one.
@@ -14,8 +16,10 @@
 mod client;
 mod databases;
 mod directory;
+mod fill;
 mod guard;
 mod limits;
+mod locks;
 mod reader;
 mod settings;
 mod smgr;
@@ -78,6 +82,8 @@ fn start() -> Result<bool, String> {
     smgr::replace(manager)?;
     guard::replace(fopen)?;
     databases::watch()?;
+    locks::request();
+    fill::register()?;
     reader::ensure();
     Ok(true)
 }

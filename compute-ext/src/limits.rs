@@ -10,7 +10,7 @@ use std::fs::File;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU32;
 use zenith_compute_dir::LIMITS;
-use zenith_compute_dir::limits::{Limit, Limits, SLOT_BYTES};
+use zenith_compute_dir::limits::{Limit, Limits};
 use zenith_pgformat::{Fork, Oid, RelNode};
 
 static MAPPED: OnceLock<Limits<'static>> = OnceLock::new();
@@ -45,12 +45,18 @@ pub(crate) fn limit(node: RelNode, fork: Fork) -> u32 {
     slot(node, fork).map_or(0, |slot| slot.get())
 }
 
-/// Lowers a fork's limit, durably.
-pub(crate) fn lower(node: RelNode, fork: Fork, to: u32) {
-    let Some(slot) = slot(node, fork) else { return };
+/// Lowers a fork's limit, durably. `false`: it never had pages to be fetched.
+pub(crate) fn lower(node: RelNode, fork: Fork, to: u32) -> bool {
+    let Some(slot) = slot(node, fork) else { return false };
     slot.lower(to);
     // Also one that was as low already: whoever lowered it may have died before it was durable.
-    sync(slot.offset, SLOT_BYTES);
+    sync(slot.offset, 4);
+    true
+}
+
+/// Every fork that was not empty when the directory was written.
+pub(crate) fn all() -> impl Iterator<Item = Limit<'static>> {
+    MAPPED.get().into_iter().flat_map(|limits| limits.iter())
 }
 
 /// Forks of a database that still have pages to be fetched.

@@ -4,6 +4,8 @@ use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 use std::time::Duration;
 
 static READER_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(60);
+static FILL: GucSetting<bool> = GucSetting::<bool>::new(true);
+static FILL_RATE: GucSetting<i32> = GucSetting::<i32>::new(100);
 
 pub(crate) fn define() {
     GucRegistry::define_int_guc(
@@ -16,6 +18,34 @@ pub(crate) fn define() {
         GucContext::Suset,
         GucFlags::UNIT_S,
     );
+    GucRegistry::define_bool_guc(
+        c"zenith.fill",
+        c"Whether all pages are fetched in the background.",
+        c"When all are here, neither the library nor the page service is needed any more.",
+        &FILL,
+        GucContext::Sighup,
+        GucFlags::empty(),
+    );
+    GucRegistry::define_int_guc(
+        c"zenith.fill_rate",
+        c"How much is fetched in the background in a second, at most.",
+        c"0 means as much as can be.",
+        &FILL_RATE,
+        0,
+        1 << 20,
+        GucContext::Sighup,
+        GucFlags::UNIT_MB,
+    );
+}
+
+/// Whether the filler fills.
+pub(crate) fn fill() -> bool {
+    FILL.get()
+}
+
+/// Bytes that the filler fetches in a second at most, if that is limited.
+pub(crate) fn fill_rate() -> Option<u64> {
+    u64::try_from(FILL_RATE.get()).ok().filter(|rate| *rate > 0).map(|rate| rate << 20)
 }
 
 /// How long a page is waited for.

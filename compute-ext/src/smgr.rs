@@ -1,5 +1,6 @@
-//! Three functions of the storage manager, around those of md.c: everything else is PostgreSQL's own, on its own files.
+//! Four functions of the storage manager, around those of md.c: everything else is PostgreSQL's own, on its own files.
 
+use crate::locks::Lock;
 use crate::{client, limits};
 use pgrx::prelude::*;
 use std::ffi::{c_char, c_int, c_void};
@@ -9,6 +10,7 @@ use zenith_server_binary::smgr::{StorageManager, entry};
 
 // The signatures of md.h.
 type Read = unsafe extern "C-unwind" fn(pg_sys::SMgrRelation, c_int, u32, *mut c_char);
+type Write = unsafe extern "C-unwind" fn(pg_sys::SMgrRelation, c_int, u32, *mut c_char, bool);
 type Unlink = unsafe extern "C-unwind" fn(pg_sys::RelFileNodeBackend, c_int, bool);
 #[cfg(truncate_takes_old_blocks)]
 type Truncate = unsafe extern "C-unwind" fn(pg_sys::SMgrRelation, c_int, u32, u32);
@@ -18,6 +20,7 @@ type Truncate = unsafe extern "C-unwind" fn(pg_sys::SMgrRelation, c_int, u32);
 /// What was there before.
 struct Original {
     read: Read,
+    write: Write,
     unlink: Unlink,
     truncate: Truncate,
 }
@@ -35,12 +38,14 @@ pub(crate) fn replace(manager: StorageManager) -> Result<(), String> {
     let original = unsafe {
         Original {
             read: std::mem::transmute::<*const c_void, Read>(functions[entry::READ]),
+            write: std::mem::transmute::<*const c_void, Write>(functions[entry::WRITE]),
             unlink: std::mem::transmute::<*const c_void, Unlink>(functions[entry::UNLINK]),
             truncate: std::mem::transmute::<*const c_void, Truncate>(functions[entry::TRUNCATE]),
         }
     };
     ORIGINAL.set(original).map_err(|_| "loaded twice".to_owned())?;
     functions[entry::READ] = read as *const c_void;
+    functions[entry::WRITE] = write as *const c_void;
     functions[entry::UNLINK] = unlink as *const c_void;
     functions[entry::TRUNCATE] = truncate as *const c_void;
     // SAFETY: the signatures are the same; the postmaster has one thread.
@@ -66,15 +71,20 @@ fn fork_of(number: c_int) -> Option<Fork> {
     u8::try_from(number).ok().and_then(Fork::from_number)
 }
 
-fn is_zero(page: &[u8]) -> bool {
-    page.chunks_exact(16).all(|part| part == [0; 16])
+/// A block that may have to be fetched.
+unsafe fn fetched(relation: pg_sys::SMgrRelation, fork_number: c_int, block: u32) -> Option<(RelNode, Fork)> {
+    // SAFETY: PostgreSQL passes a relation.
+    let node = unsafe { shared(&(*relation).smgr_rnode) }?;
+    let fork = fork_of(fork_number)?;
+    (block < limits::limit(node, fork)).then_some((node, fork))
 }
 
 /// `smgr_read`: a page that is all zeros here and lies below its fork's limit is fetched. The file is not written: only what
 /// PostgreSQL itself writes, and the filler, do that.
 ///
-/// A limit may be lowered while the page is on its way, by whoever holds the relation's AccessExclusiveLock, or replays what its
-/// holder did: nobody then reads what is cut off, but for scans of a whole tablespace or database, to which zeros mean the same.
+/// The limit is looked at first: the filler lowers it once the file has every page, so that zeros that are read then are what the
+/// page is. A limit may also be lowered while the page is on its way, by whoever holds the relation's AccessExclusiveLock, or
+/// replays what its holder did: nobody then reads what is cut off.
 #[pg_guard]
 unsafe extern "C-unwind" fn read(
     relation: pg_sys::SMgrRelation,
@@ -83,20 +93,39 @@ unsafe extern "C-unwind" fn read(
     buffer: *mut c_char,
 ) {
     // SAFETY: PostgreSQL passes a relation, and a buffer of a block's size; the original may raise an error.
-    let (page, node) = unsafe {
-        pg_sys::ffi::pg_guard_ffi_boundary(|| (original().read)(relation, fork_number, block, buffer));
-        (std::slice::from_raw_parts_mut(buffer.cast::<u8>(), BLCKSZ), shared(&(*relation).smgr_rnode))
-    };
-    if !is_zero(page) {
-        return;
+    unsafe {
+        let read =
+            || pg_sys::ffi::pg_guard_ffi_boundary(|| (original().read)(relation, fork_number, block, buffer));
+        let Some((node, fork)) = fetched(relation, fork_number, block) else { return read() };
+        let held = Lock::of(node, fork, block).shared();
+        read();
+        held.release();
+        let page = std::slice::from_raw_parts_mut(buffer.cast::<u8>(), BLCKSZ);
+        if crate::fill::is_zero(page) {
+            page.copy_from_slice(&client::fetch(node, fork, block));
+        }
     }
-    let (Some(node), Some(fork)) = (node, fork_of(fork_number)) else { return };
-    if block >= limits::limit(node, fork) {
-        return;
-    }
-    let fetched = client::fetch(node, fork, block);
-    if block < limits::limit(node, fork) {
-        page.copy_from_slice(&fetched);
+}
+
+/// `smgr_write`: not while the filler is at that block.
+#[pg_guard]
+unsafe extern "C-unwind" fn write(
+    relation: pg_sys::SMgrRelation,
+    fork_number: c_int,
+    block: u32,
+    buffer: *mut c_char,
+    skip_fsync: bool,
+) {
+    // SAFETY: as PostgreSQL passed them; the original may raise an error.
+    unsafe {
+        let held =
+            fetched(relation, fork_number, block).map(|(node, fork)| Lock::of(node, fork, block).shared());
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            (original().write)(relation, fork_number, block, buffer, skip_fsync);
+        });
+        if let Some(held) = held {
+            held.release();
+        }
     }
 }
 
@@ -106,7 +135,8 @@ unsafe extern "C-unwind" fn unlink(relation: pg_sys::RelFileNodeBackend, fork_nu
     if let Some(node) = shared(&relation) {
         let forks =
             FORKS.into_iter().filter(|fork| fork_number == ALL_FORKS || fork_of(fork_number) == Some(*fork));
-        forks.for_each(|fork| limits::lower(node, fork, 0));
+        let lowered = forks.filter(|fork| limits::lower(node, *fork, 0)).count();
+        wait_for_the_filler(lowered > 0);
     }
     // SAFETY: as PostgreSQL passed them.
     unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| (original().unlink)(relation, fork_number, is_redo)) };
@@ -117,7 +147,14 @@ unsafe fn before_truncation(relation: pg_sys::SMgrRelation, fork_number: c_int, 
     // SAFETY: PostgreSQL passes a relation.
     let node = unsafe { shared(&(*relation).smgr_rnode) };
     if let (Some(node), Some(fork)) = (node, fork_of(fork_number)) {
-        limits::lower(node, fork, blocks);
+        wait_for_the_filler(limits::lower(node, fork, blocks));
+    }
+}
+
+/// A batch that was begun before a limit was lowered may still write what lies above it.
+fn wait_for_the_filler(lowered: bool) {
+    if lowered {
+        Lock::BATCH.shared().release();
     }
 }
 

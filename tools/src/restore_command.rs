@@ -55,8 +55,9 @@ directory is on a PostgreSQL timeline of its own and archives nowhere, unless --
 A restore that fails, or is ended by SIGINT (Ctrl-C) or SIGTERM, exits with 1 and leaves nothing behind: no directory,
 no temporary files, no name of --as.
 
-With --lazy it takes about a second, whatever the size: relations are sparse files, and the server asks a zenith_reader for a
-page when it is touched. The LSN must be sliced. A pin in the store keeps its history: zenith pin end, once the server is gone.
+With --lazy relations are sparse files, however large they are, and the server asks a zenith_reader for a page when it is
+touched, and for all others in the background. The LSN must be sliced. A pin in the store keeps its history: zenith pin end,
+once all pages are there, which the server's log tells, or the server is gone.
 
 {SOURCES}")
 )]

@@ -5,7 +5,6 @@
 mod recorded;
 
 use recorded::{Recorded, checksums_of, zenith};
-use std::path::Path;
 use zenith_compute_dir::limits::Limits;
 use zenith_testkit::on_each_store;
 use zenith_testkit::oracle::dump;
@@ -15,19 +14,10 @@ use zenith_testkit::store::{Kind, TestStore};
 
 on_each_store!(a_lazy_server_holds_what_its_primary_held_whatever_stops_it,);
 
-fn restore(store: &TestStore, data: &Path, arguments: &[&str]) -> std::process::Output {
-    let mut restore = zenith(store, env!("CARGO_BIN_EXE_zenith_restore"), &["--lazy", "-D"]);
-    restore.arg(data).args(arguments).output().expect("started")
-}
-
-/// A lazy copy of what was recorded, not started.
+/// A lazy copy of what was recorded, which fetches only what is asked for; not started.
 fn lazy(recorded: &Recorded) -> Pg {
-    let home = server_dir();
-    let data = home.path().join("data");
-    succeeds(&restore(&recorded.store, &data, &[]));
-    let pg = Pg::adopt(home, data).with_env(recorded.store.credentials());
-    let socket = format!("unix_socket_directories = '{}'", pg.socket().display());
-    pg.configure(&["listen_addresses = ''", &socket]);
+    let pg = recorded.lazy();
+    pg.configure(&["zenith.fill = off"]);
     pg
 }
 
@@ -35,6 +25,12 @@ fn started(recorded: &Recorded) -> Pg {
     let pg = lazy(recorded);
     pg.start();
     pg
+}
+
+/// Has the server read everything that connections and simple queries need.
+fn read_catalogs(pg: &Pg) {
+    pg.sql("CREATE EXTENSION pg_prewarm");
+    pg.sql("SELECT sum(pg_prewarm(oid)) FROM pg_class WHERE relkind IN ('r', 'i', 't') AND oid < 16384");
 }
 
 /// A query's error.
@@ -147,7 +143,9 @@ fn a_database_that_takes_a_dropped_ones_number_is_its_own() {
     let number = pg.sql("SELECT oid FROM pg_database WHERE datname = 'second'");
     let refused = error_of(&pg, "DROP DATABASE nobody");
     assert!(refused.contains("does not exist"), "{refused}");
-    let session = pg.session("second");
+    let mut session = pg.session("second");
+    // It is connected.
+    session.sql("SELECT 1");
     let refused = error_of(&pg, "DROP DATABASE second");
     assert!(refused.contains("is being accessed"), "{refused}");
     drop(session);
@@ -197,12 +195,7 @@ fn a_reader_that_is_lost_comes_back_and_a_store_that_is_lost_is_waited_for() {
     let is_waiting =
         "EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE '%FROM waits' AND wait_event = 'Extension')";
     let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE '%FROM waits' AND pid <> pg_backend_pid()";
-    // What these need is with the server, then.
-    for _ in 0..2 {
-        pg.wait_for(&format!("NOT {is_waiting}"));
-        pg.sql(cancel);
-        pg.sql("SET zenith.reader_timeout = '1s'; SET statement_timeout = '300ms'; EXPLAIN SELECT count(*) FROM waits");
-    }
+    read_catalogs(&pg);
     let folder = recorded.folder();
     let away = folder.with_extension("away");
     std::fs::rename(&folder, &away).expect("moved");
@@ -215,17 +208,13 @@ fn a_reader_that_is_lost_comes_back_and_a_store_that_is_lost_is_waited_for() {
         assert!(error.contains(word), "{error}");
     }
     let mut waiting = pg.client("psql").args(["-XAtqc", wanted]).spawn().expect("started");
-    pg.wait_for(
-        "EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE '%FROM waits' AND wait_event = 'Extension')",
-    );
+    pg.wait_for(is_waiting);
     pg.sql(cancel);
     assert!(!waiting.wait().expect("ended").success());
 
     let waiting = pg.client("psql").args(["-XAtqc", wanted]).stdout(std::process::Stdio::piped()).spawn();
     let waiting = waiting.expect("started");
-    pg.wait_for(
-        "EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE '%FROM waits' AND wait_event = 'Extension')",
-    );
+    pg.wait_for(is_waiting);
     std::fs::rename(&away, &folder).expect("moved back");
     let answer = waiting.wait_with_output().expect("ended");
     assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), "3000");
@@ -235,10 +224,7 @@ fn a_reader_that_is_lost_comes_back_and_a_store_that_is_lost_is_waited_for() {
 fn a_damaged_layer_fails_the_queries_that_need_it_by_name() {
     let recorded = Recorded::new(TestStore::folder());
     let pg = started(&recorded);
-    // What connections need is with the server, then.
-    for _ in 0..2 {
-        pg.sql("EXPLAIN SELECT sum(hashtext(md5)) FROM t");
-    }
+    read_catalogs(&pg);
     run(command("pkill").args(["-KILL", "-f", &format!("zenith_reader.*{}", recorded.store.url())]));
     let layers = recorded.store.list("").into_iter().filter(|name| name.contains("/layers/"));
     for name in layers {
@@ -311,7 +297,7 @@ fn a_directory_is_refused_by_a_server_that_it_is_not_for() {
 fn a_lazy_restore_that_fails_leaves_no_pin_and_one_past_what_is_sliced_says_how() {
     let recorded = Recorded::unsliced(TestStore::folder());
     let home = server_dir();
-    let output = restore(&recorded.store, &home.path().join("data"), &[]);
+    let output = recorded.restore(&home.path().join("data"), &[]);
     fails(&output, &["sliced", "run zenith_slicedice"]);
     recorded.slice();
     let pins = || recorded.store.list("").into_iter().filter(|name| name.contains("/pins/")).count();
@@ -325,7 +311,7 @@ fn a_lazy_restore_that_fails_leaves_no_pin_and_one_past_what_is_sliced_says_how(
     fails(&output, &["too large"]);
     assert!(!data.exists());
     assert_eq!(pins(), 0);
-    succeeds(&restore(&recorded.store, &data, &["--no-pin"]));
+    succeeds(&recorded.restore(&data, &["--no-pin"]));
     assert_eq!(pins(), 0);
     assert!(!data.join("zenith/pin").exists());
 }

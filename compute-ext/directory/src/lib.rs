@@ -2,6 +2,7 @@
 //! restorer writes and the extension reads. Pure: bytes in, values out.
 
 pub mod compute;
+pub mod journal;
 pub mod limits;
 
 pub use compute::{Compute, Reader};
@@ -18,6 +19,8 @@ pub const PRIVATE_PORT: u16 = 1;
 pub const READER_LOCK: &str = "zenith/reader.lock";
 /// The private reader's stderr.
 pub const READER_LOG: &str = "zenith/reader.log";
+/// [`COMPUTE`] once all pages are here.
+pub const FILLED: &str = "zenith/filled.json";
 /// The id of the pin that keeps the directory's LSN, if it has one.
 pub const PIN: &str = "zenith/pin";
 

@@ -1,11 +1,13 @@
 //! A primary whose history is in a store.
 
+#![allow(dead_code, reason = "every test file uses a part of it")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use zenith_testkit::oracle::dump;
 use zenith_testkit::outcome::succeeds;
-use zenith_testkit::pg::{Pg, PgOptions, StopMode, command, run};
+use zenith_testkit::pg::{Pg, PgOptions, StopMode, command, run, server_dir};
 use zenith_testkit::store::TestStore;
 
 /// What a primary held when it was stopped, and its store.
@@ -49,13 +51,23 @@ impl Recorded {
         recorded
     }
 
-    /// Its end is archived, and not sliced.
+    /// Without checksums: pages that only hint bits have changed are logged for the lazy server's sake. Its end is archived, and
+    /// not sliced.
     pub(crate) fn unsliced(store: TestStore) -> Recorded {
+        Recorded::of(store, PgOptions::default())
+    }
+
+    /// With data checksums.
+    pub(crate) fn with_checksums(store: TestStore) -> Recorded {
+        let recorded = Recorded::of(store, PgOptions::default().initdb("--data-checksums"));
+        recorded.slice();
+        recorded
+    }
+
+    fn of(store: TestStore, options: PgOptions) -> Recorded {
         let push = env!("CARGO_BIN_EXE_zenith_push");
         let archive = format!("archive_command = '{push} wal --store {} %p'", store.url());
-        // Without checksums: pages that only hint bits have changed are logged for the lazy server's sake.
-        let mut options =
-            PgOptions::default().conf("archive_mode = on").conf("autovacuum = off").conf(&archive);
+        let mut options = options.conf("archive_mode = on").conf("autovacuum = off").conf(&archive);
         for (name, value) in store.credentials() {
             options = options.env(&name, &value);
         }
@@ -63,6 +75,7 @@ impl Recorded {
         let mut base = zenith(&store, push, &["base", "--checkpoint=fast", "-w"]);
         run(base.env("PGHOST", pg.socket()).env("PGUSER", "postgres"));
         pg.script("postgres", WORKLOAD);
+        run(pg.client("pgbench").args(["-i", "-q", "-s", "1"]));
         pg.sql(
             "UPDATE t SET md5 = md5(md5) WHERE g % 7 = 0; UPDATE t SET md5 = md5(g::text) WHERE g % 7 = 0",
         );
@@ -77,6 +90,23 @@ impl Recorded {
         succeeds(
             &zenith(&self.store, env!("CARGO_BIN_EXE_zenith_slicedice"), &[]).output().expect("started"),
         );
+    }
+
+    /// `zenith_restore --lazy`
+    pub(crate) fn restore(&self, data: &Path, arguments: &[&str]) -> Output {
+        let mut restore = zenith(&self.store, env!("CARGO_BIN_EXE_zenith_restore"), &["--lazy", "-D"]);
+        restore.arg(data).args(arguments).output().expect("started")
+    }
+
+    /// A lazy copy of what was recorded, not started.
+    pub(crate) fn lazy(&self) -> Pg {
+        let home = server_dir();
+        let data = home.path().join("data");
+        succeeds(&self.restore(&data, &[]));
+        let pg = Pg::adopt(home, data).with_env(self.store.credentials());
+        let socket = format!("unix_socket_directories = '{}'", pg.socket().display());
+        pg.configure(&["listen_addresses = ''", &socket]);
+        pg
     }
 
     /// Where a folder store lies.
