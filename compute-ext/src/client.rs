@@ -83,7 +83,10 @@ pub(crate) fn fetch(node: RelNode, fork: Fork, block: u32) -> Bytes {
     let mut told = false;
     loop {
         let reason = match try_to_fetch(compute, wanted, deadline) {
-            Ok(page) => return page,
+            Ok(page) => {
+                wait::give_wakes_back();
+                return page;
+            }
             Err(Trouble::Fail(reason)) => {
                 refuse(PgSqlErrorCode::ERRCODE_DATA_CORRUPTED, compute, wanted, &reason)
             }

@@ -26,6 +26,20 @@ const DROP: u8 = 0x20;
 /// `template1`, from which databases are made when nothing else is said.
 const DEFAULT_TEMPLATE: &CStr = c"template1";
 
+unsafe extern "C-unwind" {
+    /// tcop/utility.h, outside of pgrx's guard.
+    fn standard_ProcessUtility(
+        statement: *mut pg_sys::PlannedStmt,
+        text: *const c_char,
+        read_only: bool,
+        context: pg_sys::ProcessUtilityContext::Type,
+        parameters: pg_sys::ParamListInfo,
+        environment: *mut pg_sys::QueryEnvironment,
+        destination: *mut pg_sys::DestReceiver,
+        completion: *mut pg_sys::QueryCompletion,
+    );
+}
+
 type Redo = unsafe extern "C-unwind" fn(record: *mut pg_sys::XLogReaderState);
 
 /// Who would have been called.
@@ -54,8 +68,8 @@ pub(crate) fn watch() -> Result<(), String> {
     Ok(())
 }
 
-/// `ProcessUtility_hook`
-#[pg_guard]
+/// `ProcessUtility_hook`. The command itself runs outside of every guard: caught and raised again, its errors would lose the position in
+/// the query and the names of what they are about. No frame here has anything to clean up.
 #[allow(clippy::too_many_arguments, reason = "PostgreSQL's signature")]
 unsafe extern "C-unwind" fn utility(
     statement: *mut pg_sys::PlannedStmt,
@@ -69,12 +83,13 @@ unsafe extern "C-unwind" fn utility(
 ) {
     // SAFETY: PostgreSQL passes a statement; what comes before is called with what was passed.
     unsafe {
-        let dropped = look_at((*statement).utilityStmt);
-        match BEFORE.get().and_then(|before| before.utility) {
-            Some(before) => pg_sys::ffi::pg_guard_ffi_boundary(|| {
+        let drops = before_command((*statement).utilityStmt);
+        let before = BEFORE.get().and_then(|before| before.utility);
+        match before {
+            Some(before) => {
                 before(statement, text, read_only, context, parameters, environment, destination, completion);
-            }),
-            None => pg_sys::standard_ProcessUtility(
+            }
+            None => standard_ProcessUtility(
                 statement,
                 text,
                 read_only,
@@ -85,21 +100,39 @@ unsafe extern "C-unwind" fn utility(
                 completion,
             ),
         }
-        if let Some(database) = dropped {
-            limits::retire(database, None);
+        if drops {
+            after_drop();
         }
     }
 }
 
-/// Refuses what would copy holes. The database that a statement drops.
-unsafe fn look_at(statement: *mut pg_sys::Node) -> Option<Oid> {
+#[pg_guard]
+unsafe extern "C-unwind" fn before_command(statement: *mut pg_sys::Node) -> bool {
+    // SAFETY: PostgreSQL passes a statement.
+    unsafe { look_at(statement) }
+}
+
+/// Databases that are not there any more have nothing to be fetched. By the catalog, not by the name that was given: another may have
+/// got that meanwhile.
+#[pg_guard]
+unsafe extern "C-unwind" fn after_drop() {
+    // SAFETY: within the transaction that has dropped one.
+    unsafe {
+        pg_sys::CommandCounterIncrement();
+        for database in limits::databases() {
+            if pg_sys::get_database_name(pg_sys::Oid::from(database)).is_null() {
+                limits::retire(database, None);
+            }
+        }
+    }
+}
+
+/// Refuses what would copy holes. Whether a statement drops a database.
+unsafe fn look_at(statement: *mut pg_sys::Node) -> bool {
     // SAFETY: a statement's tag says what it is.
     unsafe {
         match (*statement).type_ {
-            pg_sys::NodeTag::T_DropdbStmt => {
-                let statement = &*statement.cast::<pg_sys::DropdbStmt>();
-                number_of(statement.dbname)
-            }
+            pg_sys::NodeTag::T_DropdbStmt => true,
             pg_sys::NodeTag::T_CreatedbStmt => {
                 let options = (*statement.cast::<pg_sys::CreatedbStmt>()).options;
                 let by_files = option(options, "strategy").is_some_and(|strategy| {
@@ -109,16 +142,16 @@ unsafe fn look_at(statement: *mut pg_sys::Node) -> Option<Oid> {
                     let template = option(options, "template").unwrap_or(DEFAULT_TEMPLATE.as_ptr());
                     refuse_holes(template, "Use STRATEGY wal_log.");
                 }
-                None
+                false
             }
             pg_sys::NodeTag::T_AlterDatabaseStmt => {
                 let statement = &*statement.cast::<pg_sys::AlterDatabaseStmt>();
                 if option(statement.options, "tablespace").is_some() {
                     refuse_holes(statement.dbname, "Wait until all pages are here.");
                 }
-                None
+                false
             }
-            _ => None,
+            _ => false,
         }
     }
 }
@@ -159,8 +192,18 @@ unsafe fn option(options: *mut pg_sys::List, name: &str) -> Option<*const c_char
 }
 
 /// `rm_redo` of databases.
-#[pg_guard]
 unsafe extern "C-unwind" fn replay(record: *mut pg_sys::XLogReaderState) {
+    // SAFETY: as PostgreSQL passed it; the original is called outside of every guard, as a command is.
+    unsafe {
+        before_replay(record);
+        if let Some(before) = BEFORE.get() {
+            (before.redo)(record);
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn before_replay(record: *mut pg_sys::XLogReaderState) {
     // SAFETY: PostgreSQL passes a decoded record, whose main data lives as long.
     let (info, data) = unsafe {
         let decoded = &*(*record).record;
@@ -191,9 +234,5 @@ unsafe extern "C-unwind" fn replay(record: *mut pg_sys::XLogReaderState) {
             );
         }
         _ => {}
-    }
-    if let Some(before) = BEFORE.get() {
-        // SAFETY: as PostgreSQL passed it.
-        unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| (before.redo)(record)) };
     }
 }

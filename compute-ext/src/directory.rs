@@ -80,6 +80,19 @@ fn check(compute: &Compute) -> Result<(), String> {
     Ok(())
 }
 
+/// Keeps a reload from turning off what a torn page needs.
+pub(crate) fn pin_full_page_writes() {
+    // SAFETY: a setting that every server has; nothing that is read from a file overrides this.
+    unsafe {
+        pg_sys::SetConfigOption(
+            c"full_page_writes".as_ptr(),
+            c"on".as_ptr(),
+            pg_sys::GucContext::PGC_POSTMASTER,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
+    }
+}
+
 fn server_version_num() -> Option<u32> {
     // SAFETY: a setting that every server has; its text lives until the next change of it, which there is none of.
     unsafe {

@@ -82,6 +82,7 @@ fn start() -> Result<bool, String> {
     smgr::replace(manager)?;
     guard::replace(fopen)?;
     databases::watch()?;
+    directory::pin_full_page_writes();
     locks::request();
     fill::register()?;
     reader::ensure();

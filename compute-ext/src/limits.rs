@@ -5,6 +5,7 @@
 
 use pgrx::prelude::*;
 use rustix::mm::{MapFlags, MsyncFlags, ProtFlags, mmap, msync};
+use std::collections::BTreeSet;
 use std::ffi::c_void;
 use std::fs::File;
 use std::sync::OnceLock;
@@ -63,6 +64,11 @@ pub(crate) fn all() -> impl Iterator<Item = Limit<'static>> {
 pub(crate) fn unfilled(db: Oid) -> usize {
     let slots = MAPPED.get().into_iter().flat_map(|limits| limits.of_database(db));
     slots.filter(|slot| slot.get() > 0).count()
+}
+
+/// The databases that have forks with pages to be fetched.
+pub(crate) fn databases() -> BTreeSet<Oid> {
+    all().filter(|slot| slot.get() > 0 && slot.node().db != 0).map(|slot| slot.node().db).collect()
 }
 
 /// Sets the limits of a database to 0, durably: of its files in one tablespace, or in all.

@@ -40,12 +40,9 @@ unsafe extern "C-unwind" fn requested() {
 }
 
 /// One of the locks.
+#[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Lock(usize);
-
-/// Held until it is released, or by PostgreSQL's own clean-up after an error.
-#[must_use]
-pub(crate) struct Held(*mut pg_sys::LWLock);
 
 impl Lock {
     /// That of a batch.
@@ -60,28 +57,29 @@ impl Lock {
         Lock((mixed % PARTS as u64) as usize)
     }
 
-    pub(crate) fn shared(self) -> Held {
-        self.acquire(pg_sys::LWLockMode::LW_SHARED)
+    /// Held until it is released, or by PostgreSQL's own clean-up after an error.
+    pub(crate) fn shared(self) {
+        // SAFETY: see `place`.
+        unsafe { pg_sys::LWLockAcquire(self.place(), pg_sys::LWLockMode::LW_SHARED) };
     }
 
-    pub(crate) fn exclusive(self) -> Held {
-        self.acquire(pg_sys::LWLockMode::LW_EXCLUSIVE)
+    /// As [`Lock::shared`], by nobody else.
+    pub(crate) fn exclusive(self) {
+        // SAFETY: see `place`.
+        unsafe { pg_sys::LWLockAcquire(self.place(), pg_sys::LWLockMode::LW_EXCLUSIVE) };
     }
 
-    fn acquire(self, mode: pg_sys::LWLockMode::Type) -> Held {
+    /// One that this process holds.
+    pub(crate) fn release(self) {
+        // SAFETY: see `place`.
+        unsafe { pg_sys::LWLockRelease(self.place()) }
+    }
+
+    fn place(self) -> *mut pg_sys::LWLock {
         // SAFETY: the tranche was asked for with as many locks, by the postmaster that this process comes from.
         unsafe {
             let first = FIRST.get_or_init(|| pg_sys::GetNamedLWLockTranche(TRANCHE.as_ptr()) as usize);
-            let lock = &raw mut (*(*first as *mut pg_sys::LWLockPadded).add(self.0)).lock;
-            pg_sys::LWLockAcquire(lock, mode);
-            Held(lock)
+            &raw mut (*(*first as *mut pg_sys::LWLockPadded).add(self.0)).lock
         }
-    }
-}
-
-impl Held {
-    pub(crate) fn release(self) {
-        // SAFETY: it was acquired, and is released once.
-        unsafe { pg_sys::LWLockRelease(self.0) }
     }
 }

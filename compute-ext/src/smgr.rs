@@ -71,12 +71,12 @@ fn fork_of(number: c_int) -> Option<Fork> {
     u8::try_from(number).ok().and_then(Fork::from_number)
 }
 
-/// A block that may have to be fetched.
-unsafe fn fetched(relation: pg_sys::SMgrRelation, fork_number: c_int, block: u32) -> Option<(RelNode, Fork)> {
+/// The lock of a block that may have to be fetched.
+unsafe fn lock_of(relation: pg_sys::SMgrRelation, fork_number: c_int, block: u32) -> Option<Lock> {
     // SAFETY: PostgreSQL passes a relation.
     let node = unsafe { shared(&(*relation).smgr_rnode) }?;
     let fork = fork_of(fork_number)?;
-    (block < limits::limit(node, fork)).then_some((node, fork))
+    (block < limits::limit(node, fork)).then(|| Lock::of(node, fork, block))
 }
 
 /// `smgr_read`: a page that is all zeros here and lies below its fork's limit is fetched. The file is not written: only what
@@ -85,30 +85,58 @@ unsafe fn fetched(relation: pg_sys::SMgrRelation, fork_number: c_int, block: u32
 /// The limit is looked at first: the filler lowers it once the file has every page, so that zeros that are read then are what the
 /// page is. A limit may also be lowered while the page is on its way, by whoever holds the relation's AccessExclusiveLock, or
 /// replays what its holder did: nobody then reads what is cut off.
-#[pg_guard]
+///
+/// md.c's functions are called outside of every guard, here and below: caught and raised again, their errors would lose something. No
+/// frame here has anything to clean up, and locks are PostgreSQL's, which releases them after an error.
 unsafe extern "C-unwind" fn read(
     relation: pg_sys::SMgrRelation,
     fork_number: c_int,
     block: u32,
     buffer: *mut c_char,
 ) {
-    // SAFETY: PostgreSQL passes a relation, and a buffer of a block's size; the original may raise an error.
+    // SAFETY: PostgreSQL passes a relation, and a buffer of a block's size.
     unsafe {
-        let read =
-            || pg_sys::ffi::pg_guard_ffi_boundary(|| (original().read)(relation, fork_number, block, buffer));
-        let Some((node, fork)) = fetched(relation, fork_number, block) else { return read() };
-        let held = Lock::of(node, fork, block).shared();
-        read();
-        held.release();
-        let page = std::slice::from_raw_parts_mut(buffer.cast::<u8>(), BLCKSZ);
-        if crate::fill::is_zero(page) {
-            page.copy_from_slice(&client::fetch(node, fork, block));
+        let Some(lock) = lock_of(relation, fork_number, block) else {
+            return (original().read)(relation, fork_number, block, buffer);
+        };
+        acquire(lock);
+        (original().read)(relation, fork_number, block, buffer);
+        release(lock);
+        if crate::fill::is_zero(std::slice::from_raw_parts(buffer.cast::<u8>(), BLCKSZ)) {
+            fetch(relation, fork_number, block, buffer);
         }
     }
 }
 
-/// `smgr_write`: not while the filler is at that block.
+/// Fetches a page into a buffer.
 #[pg_guard]
+unsafe extern "C-unwind" fn fetch(
+    relation: pg_sys::SMgrRelation,
+    fork_number: c_int,
+    block: u32,
+    buffer: *mut c_char,
+) {
+    // SAFETY: as above.
+    let (node, page) = unsafe {
+        let page = std::slice::from_raw_parts_mut(buffer.cast::<u8>(), BLCKSZ);
+        (shared(&(*relation).smgr_rnode), page)
+    };
+    if let (Some(node), Some(fork)) = (node, fork_of(fork_number)) {
+        page.copy_from_slice(&client::fetch(node, fork, block));
+    }
+}
+
+#[pg_guard]
+extern "C-unwind" fn acquire(lock: Lock) {
+    lock.shared();
+}
+
+#[pg_guard]
+extern "C-unwind" fn release(lock: Lock) {
+    lock.release();
+}
+
+/// `smgr_write`: not while the filler is at that block.
 unsafe extern "C-unwind" fn write(
     relation: pg_sys::SMgrRelation,
     fork_number: c_int,
@@ -116,34 +144,42 @@ unsafe extern "C-unwind" fn write(
     buffer: *mut c_char,
     skip_fsync: bool,
 ) {
-    // SAFETY: as PostgreSQL passed them; the original may raise an error.
+    // SAFETY: as PostgreSQL passed them.
     unsafe {
-        let held =
-            fetched(relation, fork_number, block).map(|(node, fork)| Lock::of(node, fork, block).shared());
-        pg_sys::ffi::pg_guard_ffi_boundary(|| {
-            (original().write)(relation, fork_number, block, buffer, skip_fsync);
-        });
-        if let Some(held) = held {
-            held.release();
+        let lock = lock_of(relation, fork_number, block);
+        if let Some(lock) = lock {
+            acquire(lock);
+        }
+        (original().write)(relation, fork_number, block, buffer, skip_fsync);
+        if let Some(lock) = lock {
+            release(lock);
         }
     }
 }
 
 /// `smgr_unlink`: what had that name is never fetched again.
-#[pg_guard]
 unsafe extern "C-unwind" fn unlink(relation: pg_sys::RelFileNodeBackend, fork_number: c_int, is_redo: bool) {
-    if let Some(node) = shared(&relation) {
-        let forks =
-            FORKS.into_iter().filter(|fork| fork_number == ALL_FORKS || fork_of(fork_number) == Some(*fork));
-        let lowered = forks.filter(|fork| limits::lower(node, *fork, 0)).count();
-        wait_for_the_filler(lowered > 0);
-    }
+    before_unlink(relation, fork_number);
     // SAFETY: as PostgreSQL passed them.
-    unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| (original().unlink)(relation, fork_number, is_redo)) };
+    unsafe { (original().unlink)(relation, fork_number, is_redo) };
+}
+
+#[pg_guard]
+extern "C-unwind" fn before_unlink(relation: pg_sys::RelFileNodeBackend, fork_number: c_int) {
+    let Some(node) = shared(&relation) else { return };
+    let forks =
+        FORKS.into_iter().filter(|fork| fork_number == ALL_FORKS || fork_of(fork_number) == Some(*fork));
+    let lowered = forks.filter(|fork| limits::lower(node, *fork, 0)).count();
+    wait_for_the_filler(lowered > 0);
 }
 
 /// Before a fork is truncated to `blocks`.
-unsafe fn before_truncation(relation: pg_sys::SMgrRelation, fork_number: c_int, blocks: u32) {
+#[pg_guard]
+unsafe extern "C-unwind" fn before_truncation(
+    relation: pg_sys::SMgrRelation,
+    fork_number: c_int,
+    blocks: u32,
+) {
     // SAFETY: PostgreSQL passes a relation.
     let node = unsafe { shared(&(*relation).smgr_rnode) };
     if let (Some(node), Some(fork)) = (node, fork_of(fork_number)) {
@@ -154,13 +190,13 @@ unsafe fn before_truncation(relation: pg_sys::SMgrRelation, fork_number: c_int, 
 /// A batch that was begun before a limit was lowered may still write what lies above it.
 fn wait_for_the_filler(lowered: bool) {
     if lowered {
-        Lock::BATCH.shared().release();
+        Lock::BATCH.shared();
+        Lock::BATCH.release();
     }
 }
 
 /// `smgr_truncate`: what is cut off is never fetched again. In a critical section.
 #[cfg(truncate_takes_old_blocks)]
-#[pg_guard]
 unsafe extern "C-unwind" fn truncate(
     relation: pg_sys::SMgrRelation,
     fork_number: c_int,
@@ -170,19 +206,16 @@ unsafe extern "C-unwind" fn truncate(
     // SAFETY: as PostgreSQL passed them.
     unsafe {
         before_truncation(relation, fork_number, blocks);
-        pg_sys::ffi::pg_guard_ffi_boundary(|| {
-            (original().truncate)(relation, fork_number, old_blocks, blocks)
-        });
+        (original().truncate)(relation, fork_number, old_blocks, blocks);
     }
 }
 
 /// `smgr_truncate` of older minor releases.
 #[cfg(not(truncate_takes_old_blocks))]
-#[pg_guard]
 unsafe extern "C-unwind" fn truncate(relation: pg_sys::SMgrRelation, fork_number: c_int, blocks: u32) {
     // SAFETY: as PostgreSQL passed them.
     unsafe {
         before_truncation(relation, fork_number, blocks);
-        pg_sys::ffi::pg_guard_ffi_boundary(|| (original().truncate)(relation, fork_number, blocks));
+        (original().truncate)(relation, fork_number, blocks);
     }
 }

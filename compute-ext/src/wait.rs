@@ -2,6 +2,7 @@
 
 use pgrx::prelude::*;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 unsafe extern "C-unwind" {
@@ -14,6 +15,17 @@ unsafe extern "C-unwind" {
 pub(crate) enum For {
     Reading,
     Writing,
+}
+
+/// Whether somebody woke this process while it waited here.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Wakes this process as often as it was woken while it waited here: that was meant for whatever it does otherwise.
+pub(crate) fn give_wakes_back() {
+    if TAKEN.swap(false, Ordering::Relaxed) {
+        // SAFETY: a process that has waited has a latch.
+        unsafe { pg_sys::SetLatch(pg_sys::MyLatch) };
+    }
 }
 
 /// The time since which something lasts.
@@ -58,10 +70,20 @@ fn wait(event: u32, socket: i32, most: Duration) {
         );
         if happened.cast_unsigned() & pg_sys::WL_LATCH_SET != 0 {
             pg_sys::ResetLatch(latch);
+            TAKEN.store(true, Ordering::Relaxed);
         }
         if pg_sys::MyAuxProcType == pg_sys::AuxProcType::StartupProcess {
             pg_sys::ffi::pg_guard_ffi_boundary(|| HandleStartupProcInterrupts());
         }
     }
     pgrx::check_for_interrupts!();
+    // The autovacuum launcher, say, which has its own way to end.
+    // SAFETY: a plain flag.
+    if unsafe { pg_sys::ShutdownRequestPending } != 0 {
+        ereport!(
+            FATAL,
+            PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN,
+            "zenith_compute: the wait for a page ends with its process"
+        );
+    }
 }

@@ -8,6 +8,7 @@ use crate::cli::{Settings, StoreOptions, exit, interrupt, output};
 use anyhow::{Context, bail};
 use clap::Parser;
 use postmaster::Postmaster;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket::Socket;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -58,6 +59,7 @@ pub fn main() -> ExitCode {
         Err(status) => return status,
     };
     exit::run(PROGRAM, exit::FAILED, || {
+        open_many_files();
         let settings = cli.store.resolve()?;
         let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let runtime = exit::runtime(threads)?;
@@ -65,6 +67,14 @@ pub fn main() -> ExitCode {
         runtime.shutdown_background();
         served.map(|()| exit::DONE)
     })
+}
+
+/// Each connection is a file. What many systems let a process have without asking is less than there may be connections.
+fn open_many_files() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::debug!(%error, "as many files as before may be open");
+    }
 }
 
 async fn run(settings: &Settings, cli: &Cli) -> anyhow::Result<()> {

@@ -291,6 +291,17 @@ fn a_directory_is_refused_by_a_server_that_it_is_not_for() {
     );
     pg.start();
     assert_eq!(pg.sql("SELECT count(*) FROM dropped"), "5000");
+    pg.configure(&["full_page_writes = off"]);
+    pg.sql("SELECT pg_reload_conf()");
+    pg.wait_for("EXISTS (SELECT FROM pg_file_settings WHERE name = 'full_page_writes' AND setting = 'off')");
+    assert_eq!(pg.sql("SHOW full_page_writes"), "on");
+    // Errors of commands keep what they say about where and what.
+    let error = error_of(&pg, "INSERT INTO dropped (g) VALUES (1)");
+    assert!(error.contains("CONSTRAINT NAME:  dropped_pkey"), "{error}");
+    let error = error_of(&pg, "ALTER TABLE dropped ALTER nothing SET NOT NULL; SELECT 1");
+    assert!(error.contains("dropped"), "{error}");
+    let error = error_of(&pg, "CREATE TABLE wrong (x nonsense)");
+    assert!(error.contains("LINE 1") && error.contains("^"), "{error}");
 }
 
 #[test]

@@ -90,8 +90,12 @@ mod tests {
 
     fn batch(count: u32) -> Vec<Entry> {
         let node = RelNode { spc: 1663, db: 5, rel: 16384 };
-        let entry =
-            |block: u32| Entry { node, fork: Fork::Vm, block, page: Box::new([block as u8 + 1; BLCKSZ]) };
+        let entry = |block: u32| Entry {
+            node,
+            fork: Fork::Vm,
+            block,
+            page: Box::new([(block % 250) as u8 + 1; BLCKSZ]),
+        };
         (0..count).map(entry).collect()
     }
 

@@ -7,7 +7,7 @@
 
 mod files;
 
-use crate::locks::{Held, Lock};
+use crate::locks::Lock;
 use crate::{client, directory, limits, settings, wait};
 use files::{Journal, Segment, segment_of};
 use pgrx::prelude::*;
@@ -208,7 +208,7 @@ fn fill_batch(
         let bytes = batch.len() as u64 * BLCKSZ as u64;
         let held = lock(&batch);
         let written = write_batch(journal, segment, limit, batch);
-        held.into_iter().rev().for_each(Held::release);
+        held.into_iter().rev().for_each(Lock::release);
         written.map_err(|error| format!("{JOURNAL}: {error}"))?;
         return missed.map_or(Ok(bytes), Err);
     }
@@ -255,12 +255,14 @@ fn write_batch(
 }
 
 /// The batch's lock, and those of its blocks.
-fn lock(batch: &[Entry]) -> Vec<Held> {
+fn lock(batch: &[Entry]) -> Vec<Lock> {
     let mut locks: Vec<Lock> =
         batch.iter().map(|entry| Lock::of(entry.node, entry.fork, entry.block)).collect();
     locks.sort_unstable();
     locks.dedup();
-    [Lock::BATCH].into_iter().chain(locks).map(Lock::exclusive).collect()
+    locks.insert(0, Lock::BATCH);
+    locks.iter().for_each(|lock| lock.exclusive());
+    locks
 }
 
 /// Makes whole what the filler was at when the server crashed: in the start-up process, before anything else touches those blocks.

@@ -41,9 +41,10 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 64 connections of 4 MB, and of half the requests that a [`Source`] works on at the same time.
+    /// 1,024 connections, as a server has one for each of its processes, of 4 MB, and of half the requests that a [`Source`] works on
+    /// at the same time.
     fn default() -> Limits {
-        Limits { connections: 64, blocks: 512, working: source::WORKING / 2 }
+        Limits { connections: 1024, blocks: 512, working: source::WORKING / 2 }
     }
 }
 

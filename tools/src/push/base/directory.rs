@@ -57,6 +57,20 @@ pub struct StoppedDirectory {
     pub tablespaces: Vec<TablespaceLink>,
 }
 
+/// Refuses a lazy compute's directory that has holes where pages are to come: they would be taken for empty ones.
+fn must_be_filled(root: &Path) -> anyhow::Result<()> {
+    for mark in [zenith_compute_dir::NO_COPIES, zenith_compute_dir::COMPUTE] {
+        if fs::symlink_metadata(root.join(mark)).is_ok() {
+            bail!(
+                "{} was restored lazily, and not all of its pages are here ({mark}): start its server, and wait until it \
+                 says that they are",
+                root.display()
+            );
+        }
+    }
+    Ok(())
+}
+
 impl StoppedDirectory {
     /// Looks at the directory; refuses one that is not PostgreSQL 15's or was not stopped cleanly.
     pub fn open(root: &Path) -> anyhow::Result<StoppedDirectory> {
@@ -71,6 +85,7 @@ impl StoppedDirectory {
                 version.trim().chars().take(20).collect::<String>()
             );
         }
+        must_be_filled(root)?;
         let control_bytes = read_control(root)?;
         let control = ControlFile::decode(&control_bytes)
             .with_context(|| format!("{}/global/pg_control", root.display()))?;
@@ -346,6 +361,18 @@ mod tests {
         fs::write(folder.path().join("PG_VERSION"), "14\n").expect("written");
         let error = StoppedDirectory::open(folder.path()).expect_err("refused").to_string();
         assert!(error.contains("PostgreSQL 14"), "{error}");
+    }
+
+    #[test]
+    fn a_lazy_directory_that_is_not_filled_is_refused() {
+        for mark in ["zenith.half_filled", "zenith/compute.json"] {
+            let folder = tempfile::tempdir().expect("folder");
+            fs::write(folder.path().join("PG_VERSION"), "15\n").expect("written");
+            fs::create_dir(folder.path().join("zenith")).expect("made");
+            fs::write(folder.path().join(mark), "").expect("written");
+            let error = StoppedDirectory::open(folder.path()).expect_err("refused").to_string();
+            assert!(error.contains("lazily") && error.contains(mark), "{error}");
+        }
     }
 
     #[test]
