@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use world::*;
 use zenith_reader::service::connection::Ended;
 use zenith_reader::service::pagestream::{Answer, Code};
-use zenith_reader::service::{Limits, serve};
+use zenith_reader::service::{Door, Limits, serve};
 
 /// A service behind a shut gate, and a stream whose eight requests wait there.
 async fn eight_that_wait(seed: u64) -> (Service, Gate, Client) {
@@ -178,7 +178,8 @@ async fn small_service(
     let listener = UnixListener::bind(folder.path().join("s")).unwrap();
     let limits = Limits { connections: 1, blocks: 32, working: 8 };
     let (stop, stopped) = watch::channel(false);
-    let serving = tokio::spawn(serve(listener, Arc::clone(&source.source), limits, stopped));
+    let serving =
+        tokio::spawn(serve(vec![Door::local(listener)], Arc::clone(&source.source), limits, stopped));
     (folder, stop, serving)
 }
 

@@ -1,12 +1,16 @@
-//! `zenith_reader`: the page service on a Unix socket.
+//! `zenith_reader`: the page service on a Unix socket and on the network.
 
+mod network;
 mod postmaster;
+mod secret;
 mod socket;
+mod tcp;
 
 use crate::cli::options::SOURCES;
 use crate::cli::{Settings, StoreOptions, exit, interrupt, output};
 use anyhow::{Context, bail};
 use clap::Parser;
+use network::NetworkOptions;
 use postmaster::Postmaster;
 use socket::Socket;
 use std::path::PathBuf;
@@ -15,7 +19,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use zenith_reader::ReaderOptions;
 use zenith_reader::service::source::Source;
-use zenith_reader::service::{GRACE, Limits, serve};
+use zenith_reader::service::{Door, GRACE, Limits, serve};
 use zenith_store::Env;
 
 const PROGRAM: &str = "zenith_reader";
@@ -29,26 +33,41 @@ const PROGRAM: &str = "zenith_reader";
 Examples:
   zenith_reader --store s3://bucket/prefix -k /run/zenith
   psql -h /run/zenith -c 'SHOW timelines'
+  zenith_reader --store s3://bucket/prefix --listen-addresses '*' --ssl-cert-file server.crt --ssl-key-file server.key
+      --token-file tokens
+  PGPASSFILE=pass psql 'host=pages.example.com sslmode=verify-full sslrootcert=ca.crt' -c 'SHOW timelines'
 
-It listens on DIR/.s.PGSQL.PORT, as PostgreSQL does, and lets in who may open that socket: its own user. One service
-serves every timeline of a cluster, and only reads. WAL that is not sliced yet is not served: run zenith_slicedice
---follow beside it. SIGTERM and SIGINT end it: what was asked for is still answered, for ten seconds at most (exit status 1
-tells that somebody did not take it in that time). docs/page-service.md has the protocol.
+On a Unix socket it listens on DIR/.s.PGSQL.PORT, as PostgreSQL does, and lets in who may open that: its own user. TCP
+clients use TLS and give a token as their password, unless the options say otherwise. The token file has one line for
+each token: the token (openssl rand -hex 32 makes one), the cluster, and a timeline's name or id if it opens that one
+only. Like the key it must be readable by its owner alone (0600; 0640 if that is root). SIGHUP reads certificate, key
+and tokens anew, for clients that connect from then on.
+
+One service serves every timeline of a cluster, and only reads. WAL that is not sliced yet is not served: run
+zenith_slicedice --follow beside it. SIGTERM and SIGINT end it: what was asked for is still answered, for ten seconds at
+most (exit status 1 tells that somebody did not take it in that time). docs/page-service.md has the protocol.
 
 {SOURCES}")
 )]
 struct Cli {
     #[command(flatten)]
     store: StoreOptions,
-    /// The directory of the socket
-    #[arg(short = 'k', long = "socket-dir", value_name = "DIR")]
-    directory: PathBuf,
-    /// The number in the socket's name
+    /// The directory of the Unix socket
+    #[arg(
+        short = 'k',
+        long = "socket-dir",
+        value_name = "DIR",
+        required_unless_present = "listen_addresses"
+    )]
+    directory: Option<PathBuf>,
+    /// The number in the Unix socket's name, and the TCP port; 0 is any that is free
     #[arg(short, long, value_name = "PORT", default_value_t = 5432)]
     port: u16,
     /// End when the PostgreSQL server that runs on this data directory does
     #[arg(long, value_name = "DIR")]
     postmaster: Option<PathBuf>,
+    #[command(flatten)]
+    network: NetworkOptions,
 }
 
 /// Runs the command line of this process.
@@ -78,11 +97,26 @@ async fn run(settings: &Settings, cli: &Cli) -> anyhow::Result<()> {
     if source.names().list().await?.is_empty() {
         bail!("cluster \"{}\" of {} has no timelines", settings.cluster, settings.store);
     }
-    let (socket, listener) = Socket::listen(&cli.directory, cli.port).await?;
+    let mut network = cli.network.open(&settings.cluster, cli.port).await?;
+    let (mut doors, mut names) = (Vec::new(), Vec::new());
+    let socket = match &cli.directory {
+        Some(directory) => {
+            let (socket, listener) = Socket::listen(directory, cli.port).await?;
+            doors.push(Door::local(listener));
+            names.push(socket.path().display().to_string());
+            Some(socket)
+        }
+        None => None,
+    };
+    if let Some(network) = &mut network {
+        doors.append(&mut network.doors);
+        names.append(&mut network.addresses);
+        tokio::spawn(network.reload_at_hangup()?);
+    }
     let (stop, stopped) = watch::channel(false);
-    output::say(&format!("{PROGRAM}: listening on {}", socket.path().display()));
+    output::say(&format!("{PROGRAM}: listening on {}", names.join(", ")));
     tokio::spawn(stop_at_end(signals, postmaster, socket, stop));
-    match serve(listener, source, Limits::default(), stopped).await {
+    match serve(doors, source, Limits::default(), stopped).await {
         0 => Ok(()),
         left => bail!(
             "{left} clients had not taken their answers after {} seconds and were cut off",
@@ -95,7 +129,7 @@ async fn run(settings: &Settings, cli: &Cli) -> anyhow::Result<()> {
 async fn stop_at_end(
     mut signals: interrupt::Signals,
     postmaster: Option<Postmaster>,
-    socket: Socket,
+    socket: Option<Socket>,
     stop: watch::Sender<bool>,
 ) {
     let server_ends = async {

@@ -2,6 +2,7 @@
 
 use super::pagestream::{Answer, Code, Request, Wanted};
 use super::source::Source;
+use super::tokens::Denied;
 use crate::error::ReadError;
 use crate::meaning::Meaning;
 use crate::snapshot::Snapshot;
@@ -72,6 +73,15 @@ impl From<&ReadError> for Answer {
             Meaning::Damage => Code::Corrupt,
         };
         Answer::Error { code, message: error.to_string() }
+    }
+}
+
+/// `insufficient_privilege`, `undefined_object`, or what the error is.
+pub(super) fn sqlstate_of_denied(denied: &Denied) -> &'static str {
+    match denied {
+        Denied::Scope(_) => "42501",
+        Denied::Gone(_) => "42704",
+        Denied::Read(error) => sqlstate(error),
     }
 }
 

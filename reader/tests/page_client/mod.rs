@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use zenith_pgformat::{Fork, Lsn, RelNode};
 use zenith_reader::ReaderOptions;
 use zenith_reader::service::Limits;
+use zenith_reader::service::access::Access;
 use zenith_reader::service::connection::{Connection, Ended};
 use zenith_reader::service::pagestream::{Answer, Code, Request, Wanted};
 use zenith_reader::service::source::Source;
@@ -65,13 +66,14 @@ impl Service {
     pub(crate) fn connect(&self, bytes: usize) -> Client {
         let (ours, theirs) = duplex(bytes);
         let connection = self.connection();
-        self.ended.lock().unwrap().push(tokio::spawn(connection.run(theirs)));
+        self.ended.lock().unwrap().push(tokio::spawn(connection.run(theirs, None)));
         Client(ours)
     }
 
     pub(crate) fn connection(&self) -> Connection {
         let limits = Limits { connections: 1, blocks: 32, working: 8 };
-        Connection::new(Arc::clone(&self.source), limits, self.stop.subscribe())
+        let access = Arc::new(Access::local());
+        Connection::new(Arc::clone(&self.source), access, limits, self.stop.subscribe())
     }
 
     /// A client that is let in.
