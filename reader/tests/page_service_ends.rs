@@ -166,7 +166,7 @@ async fn a_layer_that_the_newest_manifest_has_no_need_of_may_be_gone() {
     }
     let (missing, message) = code(client.get(400, pages(3, 1)).await);
     assert!(missing == Code::Corrupt && message.contains("newest manifest"), "{message}");
-    service.clock.0.store(1000, std::sync::atomic::Ordering::Relaxed);
+    service.clock.set(1000);
     assert_eq!(marks(client.get(400, pages(3, 1)).await), [33]);
 }
 

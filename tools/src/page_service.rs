@@ -6,6 +6,7 @@ mod secret;
 mod socket;
 mod tcp;
 
+use crate::cli::exit::Usage;
 use crate::cli::options::SOURCES;
 use crate::cli::{Settings, StoreOptions, exit, interrupt, output};
 use anyhow::{Context, bail};
@@ -60,7 +61,7 @@ struct Cli {
         required_unless_present = "listen_addresses"
     )]
     directory: Option<PathBuf>,
-    /// The number in the Unix socket's name, and the TCP port; 0 is any that is free
+    /// The TCP port, and the number in the Unix socket's name; without -k, 0 is any port that is free
     #[arg(short, long, value_name = "PORT", default_value_t = 5432)]
     port: u16,
     /// End when the PostgreSQL server that runs on this data directory does
@@ -90,6 +91,12 @@ async fn run(settings: &Settings, cli: &Cli) -> anyhow::Result<()> {
     // From here on a signal, or the server's end, ends it in order.
     let signals = interrupt::Signals::listen().context("cannot listen to signals")?;
     let postmaster = cli.postmaster.as_deref().map(Postmaster::of).transpose()?;
+    if cli.port == 0 && cli.directory.is_some() {
+        let message =
+            "-p 0 is any TCP port that is free, and no Unix socket has that number: give another, or no -k";
+        return Err(Usage(message.to_owned()).into());
+    }
+    let access = cli.network.read(&settings.cluster)?;
     let store = settings.open_store(false)?;
     let options = ReaderOptions { env: Env::system(), ..ReaderOptions::new(std::env::temp_dir()) };
     let source = Arc::new(Source::new(store, &settings.cluster, options));
@@ -97,7 +104,6 @@ async fn run(settings: &Settings, cli: &Cli) -> anyhow::Result<()> {
     if source.names().list().await?.is_empty() {
         bail!("cluster \"{}\" of {} has no timelines", settings.cluster, settings.store);
     }
-    let mut network = cli.network.open(&settings.cluster, cli.port).await?;
     let (mut doors, mut names) = (Vec::new(), Vec::new());
     let socket = match &cli.directory {
         Some(directory) => {
@@ -108,7 +114,8 @@ async fn run(settings: &Settings, cli: &Cli) -> anyhow::Result<()> {
         }
         None => None,
     };
-    if let Some(network) = &mut network {
+    if let Some(access) = access {
+        let mut network = cli.network.open(access, &settings.cluster, cli.port).await?;
         doors.append(&mut network.doors);
         names.append(&mut network.addresses);
         tokio::spawn(network.reload_at_hangup()?);

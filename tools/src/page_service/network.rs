@@ -47,12 +47,17 @@ pub(super) struct Network {
 }
 
 impl NetworkOptions {
-    /// Reads the files and listens. `None`: no address is named.
-    pub(super) async fn open(&self, cluster: &str, port: u16) -> anyhow::Result<Option<Network>> {
-        if self.listen_addresses.is_empty() {
-            return Ok(None);
-        }
-        let access = watch::Sender::new(Arc::new(self.access(cluster)?));
+    /// What clients must show, from the files. `None`: no address is named.
+    ///
+    /// # Errors
+    /// What is wrong with the options, or the files.
+    pub(super) fn read(&self, cluster: &str) -> anyhow::Result<Option<Access>> {
+        if self.listen_addresses.is_empty() { Ok(None) } else { self.access(cluster).map(Some) }
+    }
+
+    /// Listens.
+    pub(super) async fn open(&self, access: Access, cluster: &str, port: u16) -> anyhow::Result<Network> {
+        let access = watch::Sender::new(Arc::new(access));
         let (mut addresses, mut doors) = (Vec::new(), Vec::new());
         for host in &self.listen_addresses {
             for listener in tcp::listen_on(host, port).await? {
@@ -60,7 +65,7 @@ impl NetworkOptions {
                 doors.push(Door { listener: Listener::Tcp(listener), access: access.subscribe() });
             }
         }
-        Ok(Some(Network { options: self.clone(), cluster: cluster.to_owned(), addresses, doors, access }))
+        Ok(Network { options: self.clone(), cluster: cluster.to_owned(), addresses, doors, access })
     }
 
     fn access(&self, cluster: &str) -> anyhow::Result<Access> {
@@ -91,7 +96,7 @@ impl NetworkOptions {
 
 impl Network {
     /// Reads the files anew at each SIGHUP, for clients that connect from then on; in a runtime, for as long as it is polled.
-    pub(super) fn reload_at_hangup(&mut self) -> anyhow::Result<impl Future<Output = ()> + use<>> {
+    pub(super) fn reload_at_hangup(&self) -> anyhow::Result<impl Future<Output = ()> + use<>> {
         let mut hangups = signal(SignalKind::hangup()).context("cannot listen to signals")?;
         let (options, cluster, access) = (self.options.clone(), self.cluster.clone(), self.access.clone());
         Ok(async move {
