@@ -1,5 +1,6 @@
 //! `zenith_reader`: the page service on a Unix socket and on the network.
 
+mod monitor;
 mod network;
 mod postmaster;
 mod secret;
@@ -67,6 +68,9 @@ struct Cli {
     /// End when the PostgreSQL server that runs on this data directory does
     #[arg(long, value_name = "DIR")]
     postmaster: Option<PathBuf>,
+    /// Serve metrics for Prometheus on http://HOST:PORT/metrics, to whoever can connect there
+    #[arg(long, value_name = "HOST:PORT", value_parser = monitor::address)]
+    metrics: Option<monitor::Address>,
     #[command(flatten)]
     network: NetworkOptions,
 }
@@ -99,7 +103,7 @@ async fn run(settings: &Settings, cli: &Cli) -> anyhow::Result<()> {
     let access = cli.network.read(&settings.cluster)?;
     let store = settings.open_store(false)?;
     let options = ReaderOptions { env: Env::system(), ..ReaderOptions::new(std::env::temp_dir()) };
-    let source = Arc::new(Source::new(store, &settings.cluster, options));
+    let source = Arc::new(Source::new(&store, &settings.cluster, options));
     // A store that cannot be reached, or holds no such cluster, is told now.
     if source.names().list().await?.is_empty() {
         bail!("cluster \"{}\" of {} has no timelines", settings.cluster, settings.store);
@@ -119,6 +123,9 @@ async fn run(settings: &Settings, cli: &Cli) -> anyhow::Result<()> {
         doors.append(&mut network.doors);
         names.append(&mut network.addresses);
         tokio::spawn(network.reload_at_hangup()?);
+    }
+    if let Some(address) = &cli.metrics {
+        names.append(&mut monitor::serve(address, &source).await?);
     }
     let (stop, stopped) = watch::channel(false);
     output::say(&format!("{PROGRAM}: listening on {}", names.join(", ")));

@@ -1,5 +1,6 @@
 //! The answer to one request of a page stream.
 
+use super::metrics::PageSource;
 use super::pagestream::{Answer, Code, Request, Wanted};
 use super::source::Source;
 use super::tokens::Denied;
@@ -8,26 +9,30 @@ use crate::meaning::Meaning;
 use crate::snapshot::Snapshot;
 use futures::FutureExt;
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+use zenith_layers::metered;
 use zenith_manifest::NameError;
 use zenith_store::TimelineId;
 
 /// Answers a request, whatever becomes of it.
 pub(super) async fn answer(source: &Source, timeline: TimelineId, request: &Request) -> Answer {
     // A panic ends the work on this request alone: what others share is held by nobody across it.
-    match AssertUnwindSafe(wanted(source, timeline, request)).catch_unwind().await {
+    let answer = match AssertUnwindSafe(wanted(source, timeline, request)).catch_unwind().await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => Answer::from(&error),
         Err(_) => {
             let message = format!("the page service failed at {}: see its log", describe(request));
             Answer::Error { code: Code::Retry, message }
         }
-    }
+    };
+    source.counted().answered(&answer);
+    answer
 }
 
 async fn wanted(source: &Source, timeline: TimelineId, request: &Request) -> Result<Answer, ReadError> {
-    let seen = source.renewed();
+    let (seen, begun) = (source.renewed(), source.clock().elapsed());
     let (used, error) = match source.snapshot(timeline, request.lsn).await {
-        Ok(snapshot) => match read(source, &snapshot, request).await {
+        Ok(snapshot) => match read(source, &snapshot, request, begun).await {
             Err(error) => (Some(snapshot), error),
             answer => return answer,
         },
@@ -36,22 +41,39 @@ async fn wanted(source: &Source, timeline: TimelineId, request: &Request) -> Res
     // Named by a manifest version that is not the newest any more, perhaps.
     if error.is_missing_layer() && source.renew(timeline, used.as_ref().map(Snapshot::timeline), seen) {
         let snapshot = source.snapshot(timeline, request.lsn).await?;
-        return read(source, &snapshot, request).await;
+        return read(source, &snapshot, request, begun).await;
     }
     Err(error)
 }
 
-async fn read(source: &Source, snapshot: &Snapshot, request: &Request) -> Result<Answer, ReadError> {
+/// `begun`: when the request came.
+async fn read(
+    source: &Source,
+    snapshot: &Snapshot,
+    request: &Request,
+    begun: Duration,
+) -> Result<Answer, ReadError> {
     let _working = source.working().await;
-    Ok(match request.wanted {
+    let (pages, looked) = match request.wanted {
+        Wanted::Relation { node, fork } => return Ok(Answer::Relation(snapshot.rel_size(node, fork).await?)),
         Wanted::Pages { node, fork, block, count: 1 } => {
-            Answer::Pages(vec![snapshot.page(node, fork, block).await?])
+            match snapshot.page_in_memory(node, fork, block).await {
+                Some(page) => (vec![page], None),
+                None => {
+                    let (page, looked) = metered(snapshot.built_page(node, fork, block)).await;
+                    (vec![page?], Some(looked))
+                }
+            }
         }
         Wanted::Pages { node, fork, block, count } => {
-            Answer::Pages(snapshot.pages(node, fork, block, u32::from(count)).await?)
+            let (pages, looked) = metered(snapshot.pages(node, fork, block, u32::from(count))).await;
+            (pages?, Some(looked))
         }
-        Wanted::Relation { node, fork } => Answer::Relation(snapshot.rel_size(node, fork).await?),
-    })
+    };
+    let took = source.clock().elapsed().saturating_sub(begun);
+    let from = looked.map_or(PageSource::PageCache, PageSource::built);
+    source.counted().served(from, took, pages.len(), looked);
+    Ok(Answer::Pages(pages))
 }
 
 fn describe(request: &Request) -> String {

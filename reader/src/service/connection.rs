@@ -59,6 +59,17 @@ pub enum Ended {
 }
 
 impl Ended {
+    /// Why it was not let in, in a word, if it was not.
+    pub(super) fn refusal(&self) -> Option<&'static str> {
+        match self {
+            Ended::Silent => Some("silent"),
+            Ended::PlainText => Some("plain_text"),
+            Ended::WrongToken => Some("wrong_token"),
+            Ended::Full => Some("full"),
+            Ended::Broken(_) | Ended::NotTheProtocol(_) | Ended::Malformed(_) | Ended::Stopped => None,
+        }
+    }
+
     /// What the client is told, if it can be told anything.
     fn sqlstate(&self) -> Option<&'static str> {
         match self {

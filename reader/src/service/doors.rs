@@ -119,7 +119,7 @@ async fn open(
                 let Some(place) = places.take(&door.listener) else { continue };
                 let access = Arc::clone(&door.access.borrow());
                 let connection = Connection::new(Arc::clone(source), access, limits, stop.clone());
-                connections.spawn(serve_one(connection, stream, client, place));
+                connections.spawn(serve_one(Arc::clone(source), connection, stream, client, place));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
@@ -137,11 +137,25 @@ async fn open(
     connections.len()
 }
 
-async fn serve_one(connection: Connection, stream: Box<dyn Socket>, client: String, place: Place) {
+async fn serve_one(
+    source: Arc<Source>,
+    connection: Connection,
+    stream: Box<dyn Socket>,
+    client: String,
+    place: Place,
+) {
     let ended = match place {
-        Place::Taken(_place, entering) => connection.run(stream, entering).await,
+        Place::Taken(_place, entering) => {
+            let _connected = source.counted().connected();
+            connection.run(stream, entering).await
+        }
         Place::TurnedAway(_place) => connection.turn_away(stream).await,
     };
+    if let Err(error) = &ended
+        && let Some(reason) = error.refusal()
+    {
+        source.counted().refused(reason);
+    }
     match ended {
         Ok(()) => {}
         Err(error @ Ended::WrongToken) => tracing::warn!(%client, "a client was refused: {error}"),

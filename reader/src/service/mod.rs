@@ -3,12 +3,14 @@
 //!
 //! [`pagestream`] (a crate of its own, for clients) and [`wire`] are the formats, without I/O; [`source`] opens timelines and
 //! snapshots and keeps them; `answer` makes the answer to one request; [`connection`] serves one client; [`access`] and
-//! [`tokens`] are what it must show before, `startup` how it does; [`doors`] accepts clients.
+//! [`tokens`] are what it must show before, `startup` how it does; [`doors`] accepts clients; [`metrics`] is what
+//! can be seen of all that.
 
 pub mod access;
 mod answer;
 pub mod connection;
 pub mod doors;
+pub mod metrics;
 mod query;
 pub mod source;
 mod startup;

@@ -72,11 +72,12 @@ impl Service {
     }
 
     /// Of a world, through a wrapper of its store.
+    #[allow(clippy::needless_pass_by_value, reason = "it is made for this")]
     pub(crate) fn reading(world: &World, store: Store) -> Service {
         let clock = Arc::new(Told::default());
         let env = Env { clock: Arc::clone(&clock) as Arc<dyn Clock>, ids: Arc::new(SeededIds::new(77)) };
         let options = ReaderOptions { env, ..world.options() };
-        let source = Arc::new(Source::new(store, "main", options));
+        let source = Arc::new(Source::new(&store, "main", options));
         Service { source, clock, stop: watch::Sender::new(false), ended: Mutex::default() }
     }
 
