@@ -16,13 +16,19 @@ tokio::task_local! {
     static LOOKED: Cell<Looked>;
 }
 
-/// Does the work, and says what it asked of the layers. Work that it leaves to other tasks is not seen.
+/// Does the work, and says what it asked of the layers; what metered work within it asked is part of that. Work that it leaves to
+/// other tasks is not seen.
 pub async fn metered<T>(work: impl Future<Output = T>) -> (T, Looked) {
     let measured = async {
         let done = work.await;
         (done, LOOKED.with(Cell::get))
     };
-    LOOKED.scope(Cell::default(), measured).await
+    let (done, looked) = LOOKED.scope(Cell::default(), measured).await;
+    change(|all| {
+        all.layers = all.layers.saturating_add(looked.layers);
+        all.requests = all.requests.saturating_add(looked.requests);
+    });
+    (done, looked)
 }
 
 /// A layer is looked into.
@@ -63,6 +69,6 @@ mod tests {
         })
         .await;
         assert_eq!(inner, Looked { layers: 0, requests: 2 });
-        assert_eq!(outer, Looked { layers: 2, requests: 0 });
+        assert_eq!(outer, Looked { layers: 2, requests: 2 });
     }
 }

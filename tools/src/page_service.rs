@@ -35,25 +35,24 @@ const PROGRAM: &str = "zenith_reader";
 Examples:
   zenith_reader --store s3://bucket/prefix -k /run/zenith
   psql -h /run/zenith -c 'SHOW timelines'
-  zenith_reader --store s3://bucket/prefix --listen-addresses '*' --ssl-cert-file server.crt --ssl-key-file server.key
-      --token-file tokens
-  PGPASSFILE=pass psql 'host=pages.example.com sslmode=verify-full sslrootcert=ca.crt' -c 'SHOW timelines'
+  zenith_reader --store s3://bucket/prefix --listen-addresses '*' \\
+      --ssl-cert-file server.crt --ssl-key-file server.key --token-file tokens
+  psql -d 'host=pages.example.com sslmode=verify-full sslrootcert=ca.crt' -c 'SHOW timelines'
 
-On a Unix socket it listens on DIR/.s.PGSQL.PORT, as PostgreSQL does, and lets in who may open that: its own user. TCP
-clients use TLS and give a token as their password, unless the options say otherwise. The token file has one line for
-each token: the token (openssl rand -hex 32 makes one), the cluster, and a timeline's name or id if it opens that one
-only. Like the key it must be readable by its owner alone (0600; 0640 if that is root). SIGHUP reads certificate, key
-and tokens anew, for clients that connect from then on.
+On a Unix socket it listens on DIR/.s.PGSQL.PORT, as PostgreSQL does, and lets in who may open that: its own user.
+TCP clients use TLS and give a token as their password, unless the options say otherwise. The token file has one line
+for each token: TOKEN CLUSTER, or TOKEN CLUSTER TIMELINE where it opens one timeline only, by its name or id; openssl
+rand -hex 32 makes tokens. Like the key it must be readable by its owner alone (0600; 0640 if that is root). SIGHUP
+reads certificate, key and tokens anew, for clients that connect from then on.
 
 One service serves every timeline of a cluster, and only reads. WAL that is not sliced yet is not served: run
 zenith_slicedice --follow beside it. SIGTERM and SIGINT end it: what was asked for is still answered, for ten seconds at
-most (exit status 1 tells that somebody did not take it in that time). docs/page-service.md has the protocol.
+most (exit status 1 tells that somebody did not take it in that time). docs/page-service.md has the protocol, and
+what --metrics tells.
 
 {SOURCES}")
 )]
 struct Cli {
-    #[command(flatten)]
-    store: StoreOptions,
     /// The directory of the Unix socket
     #[arg(
         short = 'k',
@@ -73,6 +72,8 @@ struct Cli {
     metrics: Option<monitor::Address>,
     #[command(flatten)]
     network: NetworkOptions,
+    #[command(flatten)]
+    store: StoreOptions,
 }
 
 /// Runs the command line of this process.

@@ -1,5 +1,7 @@
 //! `zenith_reader` on the network, with PostgreSQL's own psql as its client.
 
+mod metrics;
+
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -90,6 +92,7 @@ struct Service {
     process: Child,
     lines: Receiver<String>,
     port: String,
+    metrics: Option<String>,
 }
 
 impl Service {
@@ -101,9 +104,14 @@ impl Service {
         std::thread::spawn(move || {
             stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
-        let mut service = Service { process, lines, port: String::new() };
+        let mut service = Service { process, lines, port: String::new(), metrics: None };
         let listens = service.says("listening on");
-        service.port = listens.rsplit(':').next().expect("a port").to_owned();
+        for name in listens.split([' ', ',']) {
+            match name.strip_prefix("127.0.0.1:") {
+                Some(port) => service.port = port.to_owned(),
+                None => service.metrics = name.starts_with("http:").then(|| name.to_owned()),
+            }
+        }
         service
     }
 
@@ -193,6 +201,34 @@ fn changed_tokens_count_from_a_hangup_on(service: &Service, files: &Files, how: 
     let line = service.says("SIGHUP");
     assert!(line.contains("chmod") && line.contains("stays in use"), "{line}");
     assert_eq!(rows(&service.psql(how, Some(NEW), "SHOW timelines")).len(), 2);
+}
+
+#[test]
+fn metrics_are_served_to_those_who_ask_for_them_as_they_should() {
+    let (store, files) = (recorded(), Files::new());
+    let tls = [&TLS[..], &["--token-file", "tokens", "--metrics", "127.0.0.1:0"]].concat();
+    let service = Service::start(files.service(&store, &tls));
+    let url = service.metrics.as_deref().expect("it serves metrics");
+    let refused = "zenith_connections_refused_total{reason=\"wrong_token\"}";
+    assert_eq!(metrics::sample(url, "zenith_connected_total"), 0.0);
+    succeeds(&service.psql("sslmode=require", Some(ALL), "SHOW timelines"));
+    service.psql("sslmode=require", Some("wrong"), "SHOW timelines");
+    assert_eq!(metrics::sample(url, "zenith_connected_total"), 2.0);
+    // It is told before it is counted.
+    while metrics::sample(url, refused) == 0.0 {}
+    assert!(metrics::sample(url, "zenith_store_requests_total{kind=\"get\"}") > 0.0);
+
+    let head = metrics::asked(url, "HEAD /metrics");
+    assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"), "{head}");
+    assert!(metrics::asked(url, "POST /metrics").starts_with("HTTP/1.1 405"));
+    assert!(metrics::asked(url, "GET /").starts_with("HTTP/1.1 404"));
+    assert!(!metrics::asked(url, "no request").contains("200"));
+    assert!(!metrics::asked(url, &format!("GET /{}", "x".repeat(40_000))).contains("200"));
+    // Clients that say nothing leave room for others.
+    let address = url.trim_start_matches("http://").trim_end_matches("/metrics");
+    let silent: Vec<_> = (0..4).map(|_| std::net::TcpStream::connect(address).expect("connected")).collect();
+    assert!(!metrics::samples(url).is_empty());
+    drop(silent);
 }
 
 /// Without a store: what is wrong is told before it is asked.

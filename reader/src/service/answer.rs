@@ -1,6 +1,5 @@
 //! The answer to one request of a page stream.
 
-use super::metrics::PageSource;
 use super::pagestream::{Answer, Code, Request, Wanted};
 use super::source::Source;
 use super::tokens::Denied;
@@ -9,71 +8,67 @@ use crate::meaning::Meaning;
 use crate::snapshot::Snapshot;
 use futures::FutureExt;
 use std::panic::AssertUnwindSafe;
-use std::time::Duration;
-use zenith_layers::metered;
+use zenith_layers::{Looked, metered};
 use zenith_manifest::NameError;
 use zenith_store::TimelineId;
 
 /// Answers a request, whatever becomes of it.
 pub(super) async fn answer(source: &Source, timeline: TimelineId, request: &Request) -> Answer {
+    let begun = source.clock().elapsed();
     // A panic ends the work on this request alone: what others share is held by nobody across it.
-    let answer = match AssertUnwindSafe(wanted(source, timeline, request)).catch_unwind().await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(error)) => Answer::from(&error),
+    let work = AssertUnwindSafe(wanted(source, timeline, request)).catch_unwind();
+    let (outcome, all) = metered(work).await;
+    let (answer, built) = match outcome {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => (Answer::from(&error), None),
         Err(_) => {
             let message = format!("the page service failed at {}: see its log", describe(request));
-            Answer::Error { code: Code::Retry, message }
+            (Answer::Error { code: Code::Retry, message }, None)
         }
     };
-    source.counted().answered(&answer);
+    let took = source.clock().elapsed().saturating_sub(begun);
+    source.counted().answered(&answer, took, built, all);
     answer
 }
 
-async fn wanted(source: &Source, timeline: TimelineId, request: &Request) -> Result<Answer, ReadError> {
-    let (seen, begun) = (source.renewed(), source.clock().elapsed());
+/// What building the pages of an answer asked of the layers, if they had to be built.
+type Found = (Answer, Option<Looked>);
+
+async fn wanted(source: &Source, timeline: TimelineId, request: &Request) -> Result<Found, ReadError> {
+    let seen = source.renewed();
     let (used, error) = match source.snapshot(timeline, request.lsn).await {
-        Ok(snapshot) => match read(source, &snapshot, request, begun).await {
+        Ok(snapshot) => match read(source, &snapshot, request).await {
             Err(error) => (Some(snapshot), error),
-            answer => return answer,
+            found => return found,
         },
         Err(error) => (None, error),
     };
     // Named by a manifest version that is not the newest any more, perhaps.
     if error.is_missing_layer() && source.renew(timeline, used.as_ref().map(Snapshot::timeline), seen) {
         let snapshot = source.snapshot(timeline, request.lsn).await?;
-        return read(source, &snapshot, request, begun).await;
+        return read(source, &snapshot, request).await;
     }
     Err(error)
 }
 
-/// `begun`: when the request came.
-async fn read(
-    source: &Source,
-    snapshot: &Snapshot,
-    request: &Request,
-    begun: Duration,
-) -> Result<Answer, ReadError> {
+async fn read(source: &Source, snapshot: &Snapshot, request: &Request) -> Result<Found, ReadError> {
     let _working = source.working().await;
-    let (pages, looked) = match request.wanted {
-        Wanted::Relation { node, fork } => return Ok(Answer::Relation(snapshot.rel_size(node, fork).await?)),
+    Ok(match request.wanted {
         Wanted::Pages { node, fork, block, count: 1 } => {
             match snapshot.page_in_memory(node, fork, block).await {
-                Some(page) => (vec![page], None),
+                Some(page) => (Answer::Pages(vec![page]), None),
                 None => {
                     let (page, looked) = metered(snapshot.built_page(node, fork, block)).await;
-                    (vec![page?], Some(looked))
+                    (Answer::Pages(vec![page?]), Some(looked))
                 }
             }
         }
         Wanted::Pages { node, fork, block, count } => {
             let (pages, looked) = metered(snapshot.pages(node, fork, block, u32::from(count))).await;
-            (pages?, Some(looked))
+            (Answer::Pages(pages?), Some(looked))
         }
-    };
-    let took = source.clock().elapsed().saturating_sub(begun);
-    let from = looked.map_or(PageSource::PageCache, PageSource::built);
-    source.counted().served(from, took, pages.len(), looked);
-    Ok(Answer::Pages(pages))
+        Wanted::Relation { node, fork } => (Answer::Relation(snapshot.rel_size(node, fork).await?), None),
+    })
 }
 
 fn describe(request: &Request) -> String {

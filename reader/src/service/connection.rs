@@ -59,6 +59,9 @@ pub enum Ended {
 }
 
 impl Ended {
+    /// What [`Ended::refusal`] may say.
+    pub(super) const REFUSALS: [&'static str; 4] = ["silent", "plain_text", "wrong_token", "full"];
+
     /// Why it was not let in, in a word, if it was not.
     pub(super) fn refusal(&self) -> Option<&'static str> {
         match self {

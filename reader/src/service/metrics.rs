@@ -1,5 +1,6 @@
 //! What the service tells of itself, in the text format of Prometheus (docs/page-service.md).
 
+use super::connection::Ended;
 use super::pagestream::{Answer, Code};
 use super::source::Source;
 use crate::options::RedoCounts;
@@ -23,6 +24,9 @@ const BOUNDS: u16 = 18;
 /// Bounds of numbers of layers.
 const LAYERS: [f64; 12] = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0];
 
+/// What a request may be answered with.
+const ANSWERS: [&str; 6] = ["pages", "relation", "retry", "not_yet", "gone", "corrupt"];
+
 /// One label and its value.
 type Label = [(&'static str, &'static str); 1];
 
@@ -40,12 +44,14 @@ pub(super) enum PageSource {
 }
 
 impl PageSource {
-    /// Of pages that were not in the page cache.
-    pub(super) fn built(looked: Looked) -> PageSource {
-        match looked {
-            Looked { requests: 1.., .. } => PageSource::Store,
-            Looked { layers: 1.., .. } => PageSource::BlockCache,
-            _ => PageSource::Shared,
+    /// `built`: what building them asked of the layers; `None`: the page was in the page cache. `all`: what the whole request
+    /// asked of them, which may have been the first at its LSN.
+    fn of(built: Option<Looked>, all: Looked) -> PageSource {
+        match built {
+            _ if all.requests > 0 => PageSource::Store,
+            None => PageSource::PageCache,
+            Some(Looked { layers: 1.., .. }) => PageSource::BlockCache,
+            Some(_) => PageSource::Shared,
         }
     }
 
@@ -101,11 +107,22 @@ impl Metrics {
             redo_seconds: Counter::default(),
             caches: Family::default(),
         };
-        for source in [PageSource::PageCache, PageSource::BlockCache, PageSource::Store, PageSource::Shared] {
-            drop(metrics.latency.get_or_create(&source.label()));
-        }
+        metrics.begin();
         metrics.register();
         metrics
+    }
+
+    /// What has not happened yet is zero, and not missing.
+    fn begin(&self) {
+        for source in [PageSource::PageCache, PageSource::BlockCache, PageSource::Store, PageSource::Shared] {
+            drop(self.latency.get_or_create(&source.label()));
+        }
+        for answer in ANSWERS {
+            drop(self.requests.get_or_create(&[("answer", answer)]));
+        }
+        for reason in Ended::REFUSALS {
+            drop(self.refused.get_or_create(&[("reason", reason)]));
+        }
     }
 
     fn register(&mut self) {
@@ -134,17 +151,16 @@ impl Metrics {
         of.register_with_unit("cache", "What each cache holds", Unit::Bytes, self.caches.clone());
     }
 
-    /// A request was answered with pages.
-    pub(super) fn served(&self, from: PageSource, took: Duration, pages: usize, looked: Option<Looked>) {
-        self.latency.get_or_create(&from.label()).observe(took.as_secs_f64());
-        self.pages.inc_by(pages as u64);
-        if let Some(looked) = looked.filter(|_| pages == 1 && from != PageSource::Shared) {
-            self.layers.observe(f64::from(looked.layers));
+    /// A request was answered, so long after it came; `built` and `all` as for [`PageSource::of`].
+    pub(super) fn answered(&self, answer: &Answer, took: Duration, built: Option<Looked>, all: Looked) {
+        if let Answer::Pages(pages) = answer {
+            let source = PageSource::of(built, all);
+            self.latency.get_or_create(&source.label()).observe(took.as_secs_f64());
+            self.pages.inc_by(pages.len() as u64);
+            if let (1, Some(built @ Looked { layers: 1.., .. })) = (pages.len(), built) {
+                self.layers.observe(f64::from(built.layers));
+            }
         }
-    }
-
-    /// A request was answered.
-    pub(super) fn answered(&self, answer: &Answer) {
         let name = match answer {
             Answer::Pages(_) => "pages",
             Answer::Relation(_) => "relation",
@@ -256,8 +272,12 @@ mod tests {
 
     #[test]
     fn a_page_is_from_the_store_if_that_was_asked_and_anothers_work_if_nothing_was() {
-        assert_eq!(PageSource::built(Looked { layers: 2, requests: 1 }), PageSource::Store);
-        assert_eq!(PageSource::built(Looked { layers: 2, requests: 0 }), PageSource::BlockCache);
-        assert_eq!(PageSource::built(Looked::default()), PageSource::Shared);
+        let (none, asked) = (Looked::default(), Looked { layers: 2, requests: 1 });
+        let in_memory = Looked { requests: 0, ..asked };
+        assert_eq!(PageSource::of(Some(asked), asked), PageSource::Store);
+        assert_eq!(PageSource::of(Some(in_memory), asked), PageSource::Store);
+        assert_eq!(PageSource::of(Some(in_memory), in_memory), PageSource::BlockCache);
+        assert_eq!(PageSource::of(None, none), PageSource::PageCache);
+        assert_eq!(PageSource::of(Some(none), none), PageSource::Shared);
     }
 }

@@ -24,7 +24,7 @@ pub(super) struct NetworkOptions {
     /// Its private key (PEM, without a passphrase), which nobody else may read
     #[arg(long, value_name = "FILE", requires = "ssl_cert_file")]
     ssl_key_file: Option<PathBuf>,
-    /// The tokens that TCP clients give as passwords, a line TOKEN CLUSTER [TIMELINE] each; nobody else may read it
+    /// The tokens that TCP clients give as passwords, one a line; nobody else may read it
     #[arg(long, value_name = "FILE", requires = "listen_addresses", conflicts_with = "no_tokens")]
     token_file: Option<PathBuf>,
     /// Let in whoever can connect to the TCP addresses
