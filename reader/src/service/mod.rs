@@ -18,6 +18,7 @@ pub mod tokens;
 pub mod wire;
 
 pub use doors::{Door, Listener, serve};
+pub use source::Source;
 pub use zenith_page_protocol::pagestream;
 
 use std::time::Duration;
@@ -37,7 +38,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 64 connections of 4 MB, and of half the requests that a [`source::Source`] works on at the same time.
+    /// 64 connections of 4 MB, and of half the requests that a [`Source`] works on at the same time.
     fn default() -> Limits {
         Limits { connections: 64, blocks: 512, working: source::WORKING / 2 }
     }
