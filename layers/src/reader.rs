@@ -6,6 +6,7 @@ use crate::error::LayerError;
 use crate::footer::{Footer, tail_range};
 use crate::index::{GroupDetails, GroupKeys};
 use crate::layer::Layer;
+use crate::meter;
 use crate::page::Block;
 use bytes::Bytes;
 use futures::FutureExt;
@@ -179,6 +180,7 @@ impl LayerStore {
 
     /// Opens a layer: one request for its footer, unless that is in the cache.
     pub async fn open(self: &Arc<Self>, entry: &Arc<LayerEntry>) -> Result<Layer, LayerError> {
+        meter::layer();
         let path = self.path(entry);
         let key = IndexKey::Footer(entry.id);
         if let Some(IndexPart::Footer(footer)) = self.cached_part(key).await {
@@ -225,6 +227,7 @@ impl LayerStore {
         // The semaphore is never closed.
         let _permit = self.caches.inner.requests.acquire().await.ok();
         let path = self.path(entry);
+        meter::request();
         zenith_store::get_range(&*self.store, &path, range).await.map_err(LayerError::reading)
     }
 

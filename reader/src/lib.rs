@@ -33,7 +33,7 @@ pub use drops::{Loss, Lost, LostRelation};
 pub use error::{ReadError, TargetError};
 pub use explain::{ExplainedLayer, ExplainedRow, Explanation, PageStart};
 pub use meaning::Meaning;
-pub use options::{ReaderCaches, ReaderOptions, RedoSource, TimelineRef};
+pub use options::{ReaderCaches, ReaderOptions, RedoCounts, RedoSource, TimelineRef};
 pub use pages::{BlockRange, MAX_BLOCKS};
 pub use relations::Relation;
 pub use snapshot::{DatabaseEntry, Snapshot};

@@ -4,12 +4,14 @@ use crate::error::ReadError;
 use bytes::Bytes;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::OnceCell;
 use zenith_layers::{ByteCache, CacheOptions, Key, LayerCaches, MokaCache, RowLimit, Weighed};
 use zenith_manifest::BaseId;
 use zenith_pgformat::{BLCKSZ, Lsn};
-use zenith_redo::{RedoOptions, RedoPool};
-use zenith_store::{Env, TimelineId};
+use zenith_redo::{PageRequest, PageResult, RedoOptions, RedoPool};
+use zenith_store::{Clock, Env, TimelineId};
 
 /// Bytes for built pages unless told otherwise.
 const DEFAULT_PAGE_BYTES: u64 = 64 << 20;
@@ -101,18 +103,57 @@ impl ReaderCaches {
 pub struct RedoSource {
     options: Arc<RedoOptions>,
     pool: Arc<OnceCell<RedoPool>>,
+    counted: Arc<Counted>,
+}
+
+#[derive(Default)]
+struct Counted {
+    pages: AtomicU64,
+    nanoseconds: AtomicU64,
+}
+
+/// What was asked of redo so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RedoCounts {
+    /// Pages that were asked for.
+    pub pages: u64,
+    /// How long those who asked waited, all together.
+    pub time: Duration,
 }
 
 impl RedoSource {
     /// A pool that is started when it is needed.
     pub fn lazy(options: RedoOptions) -> RedoSource {
-        RedoSource { options: Arc::new(options), pool: Arc::new(OnceCell::new()) }
+        RedoSource { options: Arc::new(options), pool: Arc::default(), counted: Arc::default() }
     }
 
     /// A pool that runs already.
     pub fn running(pool: RedoPool) -> RedoSource {
         let cell = OnceCell::new_with(Some(pool));
-        RedoSource { options: Arc::new(RedoOptions::default()), pool: Arc::new(cell) }
+        RedoSource { options: Arc::default(), pool: Arc::new(cell), counted: Arc::default() }
+    }
+
+    /// What was asked so far, of this and every clone.
+    pub fn counts(&self) -> RedoCounts {
+        let nanoseconds = self.counted.nanoseconds.load(Ordering::Relaxed);
+        let pages = self.counted.pages.load(Ordering::Relaxed);
+        RedoCounts { pages, time: Duration::from_nanos(nanoseconds) }
+    }
+
+    /// Builds pages, in the order of the requests; `clock` measures how long that takes, the start of the pool left out.
+    pub(crate) async fn redo(
+        &self,
+        clock: &dyn Clock,
+        requests: Vec<PageRequest>,
+    ) -> Result<Vec<PageResult>, ReadError> {
+        let (pool, pages) = (self.pool().await?, requests.len());
+        let begun = clock.elapsed();
+        let results = pool.redo(requests).await;
+        let took = clock.elapsed().saturating_sub(begun);
+        let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.counted.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+        self.counted.pages.fetch_add(pages as u64, Ordering::Relaxed);
+        Ok(results)
     }
 
     /// The pool; starts it if need be. A failure is not remembered.

@@ -34,17 +34,27 @@ impl Snapshot {
     /// [`ReadError::NoSuchRelation`], [`ReadError::NoSuchBlock`]; [`ReadError::LostBase`] and others that name the
     /// page and LSN when it cannot be built (I9).
     pub async fn page(&self, node: RelNode, fork: Fork, block: u32) -> Result<Bytes, ReadError> {
-        let key = Key::rel_block(node, fork, block);
-        let cached = PageKey {
-            timeline: self.inner.timeline.id(),
-            base: self.inner.base.id,
-            key,
-            lsn: self.inner.lsn,
-        };
-        let pages = &self.inner.timeline.caches().pages;
-        if let Some(page) = pages.get(&cached).await {
-            return Ok(page.0);
+        match self.page_in_memory(node, fork, block).await {
+            Some(page) => Ok(page),
+            None => self.built_page(node, fork, block).await,
         }
+    }
+
+    /// One page, if it was built before and is still there.
+    pub(crate) async fn page_in_memory(&self, node: RelNode, fork: Fork, block: u32) -> Option<Bytes> {
+        let pages = &self.inner.timeline.caches().pages;
+        pages.get(&self.page_key(Key::rel_block(node, fork, block))).await.map(|page| page.0)
+    }
+
+    fn page_key(&self, key: Key) -> PageKey {
+        let timeline = self.inner.timeline.id();
+        PageKey { timeline, base: self.inner.base.id, key, lsn: self.inner.lsn }
+    }
+
+    /// One page that is not in the page cache yet.
+    pub(crate) async fn built_page(&self, node: RelNode, fork: Fork, block: u32) -> Result<Bytes, ReadError> {
+        let key = Key::rel_block(node, fork, block);
+        let pages = &self.inner.timeline.caches().pages;
         let (plan, ahead) = match self.inner.plans.get(&(node, fork)).await {
             Some(CachedPlan(Some(plan))) => (plan, None),
             // One wave of requests for the relation's size and what is most probably the page's history.
@@ -58,7 +68,7 @@ impl Snapshot {
         self.check_block(node, &plan, block)?;
         let load =
             Box::pin(async { self.read_one(Wanted { node, plan, block }, ahead).await.map(CachedPage) });
-        let page = pages.get_or_load(cached, load).await;
+        let page = pages.get_or_load(self.page_key(key), load).await;
         page.map(|page| page.0).map_err(ReadError::Shared)
     }
 

@@ -70,7 +70,8 @@ impl Snapshot {
                 return Ok(());
             }
             let asked = requests.len();
-            let answers = self.inner.timeline.redo().pool().await?.redo(requests).await;
+            let timeline = &self.inner.timeline;
+            let answers = timeline.redo().redo(timeline.clock(), requests).await?;
             if answers.len() != asked {
                 let problem = format!("{asked} pages were asked for and {} came back", answers.len());
                 return Err(ReadError::Interrupted(problem));

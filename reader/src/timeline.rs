@@ -19,7 +19,7 @@ use zenith_manifest::{
 };
 use zenith_pgformat::wal_name::WalSegSize;
 use zenith_pgformat::{Lsn, Tli};
-use zenith_store::{ClusterPaths, CountingStore, Counts, Env, Store, TimelineId, TimelinePaths};
+use zenith_store::{Clock, ClusterPaths, CountingStore, Counts, Env, Store, TimelineId, TimelinePaths};
 
 /// A timeline opened for reading. A clone is cheap and is the same timeline. What it holds does not change, except by
 /// [`Timeline::slice_tail`], which gives this handle more to read.
@@ -175,6 +175,10 @@ impl Timeline {
 
     pub(crate) fn caches(&self) -> &ReaderCaches {
         &self.state.shared.caches
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.state.shared.env.clock
     }
 
     pub(crate) fn redo(&self) -> &RedoSource {

@@ -55,7 +55,7 @@ async fn what_was_sliced_since_a_timeline_was_opened_is_served_a_second_later() 
     assert!(early == Code::NotYet && message.contains("0/1F4"), "{message}");
     world.slice(500, vec![page_row(NODE, 0, 450, 30)], &[], &[]).await;
     assert_eq!(code(client.get(500, pages(0, 1)).await).0, Code::NotYet, "it was opened just now");
-    service.clock.0.store(1000, Ordering::Relaxed);
+    service.clock.set(1000);
     assert_eq!(marks(client.get(500, pages(0, 1)).await), [30]);
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use world::*;
 use zenith_reader::service::connection::Ended;
 use zenith_reader::service::pagestream::{Answer, Code};
-use zenith_reader::service::{Limits, serve};
+use zenith_reader::service::{Door, Limits, serve};
 
 /// A service behind a shut gate, and a stream whose eight requests wait there.
 async fn eight_that_wait(seed: u64) -> (Service, Gate, Client) {
@@ -166,7 +166,7 @@ async fn a_layer_that_the_newest_manifest_has_no_need_of_may_be_gone() {
     }
     let (missing, message) = code(client.get(400, pages(3, 1)).await);
     assert!(missing == Code::Corrupt && message.contains("newest manifest"), "{message}");
-    service.clock.0.store(1000, std::sync::atomic::Ordering::Relaxed);
+    service.clock.set(1000);
     assert_eq!(marks(client.get(400, pages(3, 1)).await), [33]);
 }
 
@@ -178,7 +178,8 @@ async fn small_service(
     let listener = UnixListener::bind(folder.path().join("s")).unwrap();
     let limits = Limits { connections: 1, blocks: 32, working: 8 };
     let (stop, stopped) = watch::channel(false);
-    let serving = tokio::spawn(serve(listener, Arc::clone(&source.source), limits, stopped));
+    let serving =
+        tokio::spawn(serve(vec![Door::local(listener)], Arc::clone(&source.source), limits, stopped));
     (folder, stop, serving)
 }
 

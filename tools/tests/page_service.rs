@@ -1,5 +1,7 @@
 //! `zenith_reader` as a process, beside the files of the server whose pages it serves.
 
+mod metrics;
+
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -70,31 +72,37 @@ fn recorded(store: &TestStore) -> (Pg, [Relation; 2], Lsn) {
 }
 
 /// A service that listens in a directory; killed with the test.
-struct Service(Child);
+struct Service {
+    process: Child,
+    metrics: String,
+}
 
 impl Service {
     fn start(store: &TestStore, directory: &Path) -> Service {
-        let mut service = zenith(store, env!("CARGO_BIN_EXE_zenith_reader"), &["-k"]);
+        let metrics = ["--metrics", "127.0.0.1:0", "-k"];
+        let mut service = zenith(store, env!("CARGO_BIN_EXE_zenith_reader"), &metrics);
         let mut service = service.arg(directory).stderr(Stdio::piped()).spawn().expect("started");
-        let mut lines = BufReader::new(service.stderr.take().expect("piped")).lines();
-        let listens = lines.any(|line| line.expect("text").contains("listening on"));
-        assert!(listens, "it ended: {:?}", service.wait());
+        let mut stderr = BufReader::new(service.stderr.take().expect("piped"));
+        let listens =
+            stderr.by_ref().lines().map_while(Result::ok).find(|line| line.contains("listening on"));
+        let listens = listens.unwrap_or_else(|| panic!("it ended: {:?}", service.wait()));
+        let metrics = listens.rsplit(", ").next().expect("a URL").to_owned();
         // What it says later is read by nobody, and must not stop it.
-        std::thread::spawn(move || lines.for_each(drop));
-        Service(service)
+        std::thread::spawn(move || stderr.lines().for_each(drop));
+        Service { process: service, metrics }
     }
 
     /// Asks it to stop, and gives its exit status.
     fn stop(mut self) -> Option<i32> {
-        let pid = Pid::from_child(&self.0);
+        let pid = Pid::from_child(&self.process);
         kill_process(pid, Signal::TERM).expect("it is there");
-        self.0.wait().expect("ended").code()
+        self.process.wait().expect("ended").code()
     }
 }
 
 impl Drop for Service {
     fn drop(&mut self) {
-        let _ = (self.0.kill(), self.0.wait());
+        let _ = (self.process.kill(), self.process.wait());
     }
 }
 
@@ -137,6 +145,24 @@ impl Stream {
     }
 }
 
+fn what_was_done_is_counted(url: &str) {
+    let sample = |name: &str| metrics::sample(url, name);
+    for name in [
+        "zenith_redo_pages_total",
+        "zenith_redo_seconds_total",
+        "zenith_store_requests_total{kind=\"get\"}",
+        "zenith_store_received_bytes_total",
+        "zenith_page_layers_count",
+        "zenith_cache_bytes{cache=\"index\"}",
+        "zenith_page_request_latency_seconds_sum{source=\"store\"}",
+        "zenith_page_request_latency_seconds_count{source=\"block_cache\"}",
+    ] {
+        assert!(sample(name) > 0.0, "{name}");
+    }
+    assert!(sample("zenith_pages_total") > 80.0);
+    assert_eq!(sample("zenith_connections"), 1.0);
+}
+
 /// Without what redo may leave otherwise.
 fn masked(page: &[u8], kind: PageKind, block: u32) -> Page {
     let mut page: Page = page.try_into().expect("a page");
@@ -174,6 +200,7 @@ fn every_page_that_is_served_is_the_servers(kind: Kind) {
             assert!(ours == theirs, "{path} block {block} is not the server's");
         }
     }
+    what_was_done_is_counted(&service.metrics);
     let node = relations[0].node;
     let early = stream.get(Lsn(1 << 20), Wanted::Relation { node, fork: Fork::Main });
     assert!(matches!(early, Answer::Error { code: Code::Gone, .. }), "{early:?}");

@@ -1,11 +1,13 @@
 //! One client: questions one after the other, then a page stream, whose answers come as they are ready.
 
 use super::Limits;
-use super::answer::{answer, sqlstate};
+use super::access::Access;
+use super::answer::{answer, sqlstate, sqlstate_of_denied};
 use super::pagestream::{Malformed, Request};
 use super::query::{self, Query};
 use super::source::Source;
-use super::startup::begin;
+use super::startup::{Newcomer, Socket};
+use super::tokens::Scope;
 use super::wire::{self, Message, NotTheProtocol, Outgoing, Severity};
 use bytes::Bytes;
 use std::io::ErrorKind;
@@ -22,6 +24,8 @@ use zenith_store::TimelineId;
 const STARTUP: Duration = Duration::from_secs(10);
 /// How long a client may take until it has read the last words.
 const CLOSING: Duration = Duration::from_secs(5);
+/// How long a client that showed a wrong token waits until it is told.
+const WRONG_TOKEN: Duration = Duration::from_secs(1);
 /// Answers that are put together into one write.
 const WRITTEN_TOGETHER: usize = 64;
 
@@ -40,6 +44,12 @@ pub enum Ended {
     /// It did not begin in time.
     #[error("the client did not say who it is within {STARTUP:?}")]
     Silent,
+    /// It does not use TLS where it must.
+    #[error("this service takes TLS connections only: connect with sslmode=verify-full or require")]
+    PlainText,
+    /// What it gave as its password is no token of this service's cluster.
+    #[error("the password is no token of this service: give one from its token file, for its cluster")]
+    WrongToken,
     /// There was no place for it.
     #[error("the service has as many connections as it takes")]
     Full,
@@ -49,10 +59,27 @@ pub enum Ended {
 }
 
 impl Ended {
+    /// What [`Ended::refusal`] may say.
+    pub(super) const REFUSALS: [&'static str; 4] = ["silent", "plain_text", "wrong_token", "full"];
+
+    /// Why it was not let in, in a word, if it was not.
+    pub(super) fn refusal(&self) -> Option<&'static str> {
+        match self {
+            Ended::Silent => Some("silent"),
+            Ended::PlainText => Some("plain_text"),
+            Ended::WrongToken => Some("wrong_token"),
+            Ended::Full => Some("full"),
+            Ended::Broken(_) | Ended::NotTheProtocol(_) | Ended::Malformed(_) | Ended::Stopped => None,
+        }
+    }
+
     /// What the client is told, if it can be told anything.
     fn sqlstate(&self) -> Option<&'static str> {
         match self {
             Ended::Broken(_) | Ended::Silent => None,
+            // invalid_authorization_specification, invalid_password
+            Ended::PlainText => Some("28000"),
+            Ended::WrongToken => Some("28P01"),
             // protocol_violation, too_many_connections, admin_shutdown
             Ended::NotTheProtocol(_) | Ended::Malformed(_) => Some("08P01"),
             Ended::Full => Some("53300"),
@@ -67,14 +94,15 @@ type Due = (Bytes, OwnedSemaphorePermit);
 /// One connection of a service.
 pub struct Connection {
     source: Arc<Source>,
+    access: Arc<Access>,
     limits: Limits,
     stop: watch::Receiver<bool>,
 }
 
 /// Both directions of a connection.
-pub(super) struct Peer<R, W> {
-    pub(super) read: BufReader<R>,
-    pub(super) write: W,
+struct Peer<R, W> {
+    read: BufReader<R>,
+    write: W,
 }
 
 /// How a page stream ended.
@@ -89,47 +117,75 @@ enum Stream {
 
 impl Connection {
     /// Of a service that stops when `stop` says true.
-    pub fn new(source: Arc<Source>, limits: Limits, stop: watch::Receiver<bool>) -> Connection {
+    pub fn new(
+        source: Arc<Source>,
+        access: Arc<Access>,
+        limits: Limits,
+        stop: watch::Receiver<bool>,
+    ) -> Connection {
         // One request must have room.
         let blocks = limits.blocks.max(u32::from(super::pagestream::MAX_BLOCKS));
-        Connection { source, limits: Limits { blocks, working: limits.working.max(1), ..limits }, stop }
+        let limits = Limits { blocks, working: limits.working.max(1), ..limits };
+        Connection { source, access, limits, stop }
     }
 
-    /// Serves the client until it goes or the service stops.
+    /// Serves the client until it goes or the service stops. `entering` is given back once it is let in.
     pub async fn run(
         mut self,
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        stream: impl Socket + 'static,
+        entering: Option<OwnedSemaphorePermit>,
     ) -> Result<(), Ended> {
+        let mut newcomer = Newcomer::of(stream);
+        let scope = self.begin(&mut newcomer, true).await;
+        if let Err(Ended::WrongToken) = &scope {
+            self.pause(WRONG_TOKEN).await;
+        }
+        let Some(stream) = newcomer.into_stream() else { return scope.map(drop) };
         let mut peer = Peer::of(stream);
-        let ended = match self.begin(&mut peer).await {
-            Ok(true) => self.converse(&mut peer).await,
-            Ok(false) => Ok(()),
+        let ended = match scope {
+            Ok(Some(scope)) => {
+                drop(entering);
+                self.converse(&mut peer, &scope).await
+            }
+            Ok(None) => Ok(()),
             Err(error) => Err(error),
         };
         self.close(peer, ended).await
     }
 
     /// Tells the client that there is no place for it.
-    pub async fn turn_away(
-        mut self,
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    ) -> Result<(), Ended> {
-        let mut peer = Peer::of(stream);
+    pub async fn turn_away(mut self, stream: impl Socket + 'static) -> Result<(), Ended> {
+        let mut newcomer = Newcomer::of(stream);
         // It hears it where it expects an answer.
-        let ended = self.begin(&mut peer).await.and(Err(Ended::Full));
-        self.close(peer, ended).await
+        let ended = self.begin(&mut newcomer, false).await.and(Err(Ended::Full));
+        match newcomer.into_stream() {
+            Some(stream) => self.close(Peer::of(stream), ended).await,
+            None => ended,
+        }
     }
 
-    async fn begin<R, W>(&mut self, peer: &mut Peer<R, W>) -> Result<bool, Ended>
-    where
-        R: AsyncRead + Unpin + Send,
-        W: AsyncWrite + Unpin + Send,
-    {
-        let clock = Arc::clone(self.source.clock());
+    /// Lets the client in, or hears it out only. `None`: it wants nothing more.
+    async fn begin(&mut self, newcomer: &mut Newcomer, let_in: bool) -> Result<Option<Scope>, Ended> {
+        let (clock, access) = (Arc::clone(self.source.clock()), Arc::clone(&self.access));
+        let begun = async {
+            if !newcomer.greet(&access).await? || !let_in {
+                return Ok(None);
+            }
+            newcomer.prove(&access).await.map(Some)
+        };
         tokio::select! {
-            begun = begin(peer) => begun,
+            begun = begun => begun,
             () = clock.sleep(STARTUP) => Err(Ended::Silent),
             _ = self.stop.wait_for(|stop| *stop) => Err(Ended::Stopped),
+        }
+    }
+
+    /// Waits, unless the service stops.
+    async fn pause(&mut self, pause: Duration) {
+        let clock = Arc::clone(self.source.clock());
+        tokio::select! {
+            () = clock.sleep(pause) => {}
+            _ = self.stop.wait_for(|stop| *stop) => {}
         }
     }
 
@@ -159,7 +215,7 @@ impl Connection {
     }
 
     /// Answers questions.
-    async fn converse<R, W>(&mut self, peer: &mut Peer<R, W>) -> Result<(), Ended>
+    async fn converse<R, W>(&mut self, peer: &mut Peer<R, W>, scope: &Scope) -> Result<(), Ended>
     where
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
@@ -184,18 +240,23 @@ impl Connection {
                 Some(Query::Version) => {
                     out.rows(&["version"], &[vec![concat!("zenith ", env!("CARGO_PKG_VERSION")).to_owned()]])
                 }
-                Some(Query::Timelines) => match peer.unless_gone(query::timelines(&self.source)).await? {
-                    Ok(rows) => out.rows(&query::COLUMNS, &rows),
-                    Err(error) => out.error(Severity::Error, sqlstate(&error), &error.to_string()),
-                },
+                Some(Query::Timelines) => {
+                    match peer.unless_gone(query::timelines(&self.source, scope)).await? {
+                        Ok(rows) => out.rows(&query::COLUMNS, &rows),
+                        Err(error) => out.error(Severity::Error, sqlstate(&error), &error.to_string()),
+                    }
+                }
                 Some(Query::PageStream(timeline)) => {
-                    match peer.unless_gone(self.source.find(&timeline)).await? {
+                    match peer.unless_gone(scope.find(&self.source, &timeline)).await? {
                         Ok(timeline) => match self.stream(timeline, peer).await? {
                             Stream::Done => out.copy_done().complete("PAGESTREAM"),
                             Stream::Failed(reason) => out.error(Severity::Error, "57014", &reason),
                             Stream::Left => return Ok(()),
                         },
-                        Err(error) => out.error(Severity::Error, sqlstate(&error), &error.to_string()),
+                        Err(denied) => {
+                            let sqlstate = sqlstate_of_denied(&denied);
+                            out.error(Severity::Error, sqlstate, &denied.to_string())
+                        }
                     }
                 }
             };
@@ -277,7 +338,7 @@ impl<T: AsyncRead + AsyncWrite> Peer<ReadHalf<T>, WriteHalf<T>> {
 }
 
 impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Peer<R, W> {
-    pub(super) async fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+    async fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.write.write_all(bytes).await?;
         self.write.flush().await
     }

@@ -1,6 +1,7 @@
 //! The questions that psql can ask.
 
 use super::source::Source;
+use super::tokens::Scope;
 use crate::error::ReadError;
 use futures::StreamExt;
 use zenith_store::TimelineId;
@@ -40,10 +41,12 @@ pub(super) const KNOWN: &str =
 /// The columns of [`timelines`].
 pub(super) const COLUMNS: [&str; 6] = ["name", "timeline", "parent", "from", "to", "error"];
 
-/// The timelines that have a name, and the LSNs between which each can be read, or why it cannot be.
-pub(super) async fn timelines(source: &Source) -> Result<Vec<Vec<String>>, ReadError> {
+/// The timelines that have a name and are the client's to see, and the LSNs between which each can be read, or why it cannot
+/// be.
+pub(super) async fn timelines(source: &Source, scope: &Scope) -> Result<Vec<Vec<String>>, ReadError> {
     let named = source.names().list().await?;
-    let rows = named.into_iter().map(async |(name, id): (String, TimelineId)| {
+    let shown = named.into_iter().filter(|(name, id)| scope.shows(name, *id));
+    let rows = shown.map(async |(name, id): (String, TimelineId)| {
         let [mut parent, mut from, mut to, mut error] = [const { String::new() }; 4];
         match source.look_at(id).await {
             Ok(timeline) => {

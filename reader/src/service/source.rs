@@ -1,7 +1,8 @@
 //! Timelines and snapshots of one cluster, opened when they are asked for and kept.
 
+use super::metrics::{Held, Metrics};
 use crate::error::ReadError;
-use crate::options::{ReaderOptions, TimelineRef};
+use crate::options::{ReaderCaches, ReaderOptions, TimelineRef};
 use crate::snapshot::Snapshot;
 use crate::timeline::Timeline;
 use std::collections::HashMap;
@@ -12,7 +13,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use zenith_layers::{ByteCache, MokaCache, Weighed};
 use zenith_manifest::Names;
 use zenith_pgformat::Lsn;
-use zenith_store::{Clock, ClusterPaths, Store, TimelineId};
+use zenith_store::{Clock, ClusterPaths, CountingStore, Counts, Store, TimelineId};
 
 /// A timeline that does not hold an LSN is opened anew, if that was not done within this time.
 const REOPEN: Duration = Duration::from_secs(1);
@@ -38,6 +39,9 @@ impl Weighed for Snapshot {
 /// requests that are worked on, of 14 MB at most, mostly some KB; and the caches of its [`ReaderOptions`].
 pub struct Source {
     store: Store,
+    /// Of all requests to the store.
+    counts: Arc<Counts>,
+    metrics: Metrics,
     cluster: String,
     options: ReaderOptions,
     opened: Mutex<HashMap<TimelineId, Arc<Opened>>>,
@@ -69,11 +73,15 @@ struct State {
 
 impl Source {
     /// Nothing is opened yet.
-    pub fn new(store: Store, cluster: &str, options: ReaderOptions) -> Source {
+    pub fn new(store: &Store, cluster: &str, options: ReaderOptions) -> Source {
         let snapshots: MokaCache<(TimelineId, Lsn, u64), Snapshot> =
             MokaCache::recent("snapshots", SNAPSHOTS * (SNAPSHOT_BYTES as u64 + (1 << 10)));
+        let counting = CountingStore::new(Arc::clone(&store.objects));
+        let counts = counting.counts();
         Source {
-            store,
+            store: store.wrapped(|_| counting),
+            counts,
+            metrics: Metrics::new(),
             cluster: cluster.to_owned(),
             options,
             opened: Mutex::default(),
@@ -130,9 +138,27 @@ impl Source {
     }
 
     /// A place among the requests that are worked on.
-    pub(super) async fn working(&self) -> Option<SemaphorePermit<'_>> {
+    pub(super) async fn working(&self) -> (Option<SemaphorePermit<'_>>, Held) {
         // Never closed.
-        self.working.acquire().await.ok()
+        let place = self.working.acquire().await.ok();
+        (place, self.metrics.working())
+    }
+
+    /// What is counted.
+    pub(super) fn counted(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Takes over what the store, redo and the caches count themselves.
+    pub(super) async fn update_metrics(&self) {
+        let ReaderCaches { layers, pages } = &self.options.caches;
+        let caches = [
+            ("pages", pages.weighted_bytes().await),
+            ("blocks", layers.block_bytes().await),
+            ("index", layers.index_bytes().await),
+            ("snapshots", self.snapshots.weighted_bytes().await),
+        ];
+        self.metrics.update(&self.counts.snapshot(), &self.options.redo.counts(), caches);
     }
 
     /// How often a timeline was opened anew because it was outdated: for [`Source::renew`].

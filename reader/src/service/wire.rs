@@ -13,12 +13,18 @@ const GSS: u32 = 80_877_104;
 pub(crate) const STARTUP_MAX: usize = 10_000;
 /// The longest message that a client may send: a query.
 pub(crate) const MESSAGE_MAX: usize = 16 << 10;
+/// The longest password message that a client may send.
+pub(crate) const PASSWORD_MAX: usize = 2 << 10;
+/// `AuthenticationCleartextPassword`.
+const CLEARTEXT_PASSWORD: u32 = 3;
 
 /// What a client that is not known yet sends.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum First {
-    /// It wants another transport; `N` tells that there is none.
-    Encryption,
+    /// It wants TLS: `S` begins it, `N` tells that there is none.
+    Tls,
+    /// It wants the encryption of GSSAPI, which there is not: `N`.
+    Gss,
     /// It wants to begin.
     Startup {
         /// The minor version of the protocol that it knows.
@@ -64,7 +70,8 @@ pub(crate) fn first(body: &[u8]) -> Result<First, NotTheProtocol> {
     let version = u32::from_be_bytes(*version);
     match version {
         CANCEL => return Ok(First::Cancel),
-        SSL | GSS => return Ok(First::Encryption),
+        SSL => return Ok(First::Tls),
+        GSS => return Ok(First::Gss),
         _ if version >> 16 != PROTOCOL_MAJOR => {
             return Err(NotTheProtocol(format!(
                 "version {}.{}; this is 3.0",
@@ -109,6 +116,15 @@ pub(crate) fn message(kind: u8, body: Bytes) -> Result<Message, NotTheProtocol> 
     })
 }
 
+/// The answer to [`Outgoing::ask_password`]: what was typed, without the zero byte at its end.
+pub(crate) fn password(kind: u8, body: &[u8]) -> Result<&[u8], NotTheProtocol> {
+    let text = body.strip_suffix(b"\0").filter(|text| !text.contains(&0));
+    match text {
+        Some(text) if kind == b'p' => Ok(text),
+        _ => Err(NotTheProtocol("a message that is no password where one was asked for".to_owned())),
+    }
+}
+
 /// A body that is one string.
 fn string(body: &[u8]) -> String {
     String::from_utf8_lossy(body.strip_suffix(b"\0").unwrap_or(body)).into_owned()
@@ -140,6 +156,11 @@ impl Outgoing {
             place.copy_from_slice(&length.to_be_bytes());
         }
         self
+    }
+
+    /// It must show its password, as it is.
+    pub(crate) fn ask_password(&mut self) -> &mut Outgoing {
+        self.put(b'R', |body| body.put_u32(CLEARTEXT_PASSWORD))
     }
 
     /// The client is let in.
@@ -255,8 +276,8 @@ mod tests {
     #[test]
     fn first_packets_are_read_and_what_is_none_is_refused() {
         let packet = |version: u32, rest: &[u8]| first(&[&version.to_be_bytes()[..], rest].concat());
-        assert_eq!(packet(SSL, b""), Ok(First::Encryption));
-        assert_eq!(packet(GSS, b""), Ok(First::Encryption));
+        assert_eq!(packet(SSL, b""), Ok(First::Tls));
+        assert_eq!(packet(GSS, b""), Ok(First::Gss));
         assert_eq!(packet(CANCEL, &[0; 8]), Ok(First::Cancel));
         let pairs = vec![("user".to_owned(), "u".to_owned()), ("database".to_owned(), String::new())];
         let startup = |minor, parameters| Ok(First::Startup { minor, parameters });
@@ -270,6 +291,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), kind: u8) {
             let _ = (first(&bytes), first(&[&(3u32 << 16).to_be_bytes()[..], &bytes].concat()));
+            let _ = password(kind, &bytes);
             let _ = message(kind, bytes.into());
         }
     }
@@ -281,6 +303,16 @@ mod tests {
         for bad in [0u32, 3, 15, u32::MAX] {
             assert!(length(bad.to_be_bytes(), 10).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_password_is_one_string_in_a_message_of_its_own() {
+        assert_eq!(password(b'p', b"hush\0"), Ok(&b"hush"[..]));
+        assert_eq!(password(b'p', b"\0"), Ok(&b""[..]));
+        for (kind, body) in [(b'Q', &b"hush\0"[..]), (b'p', b"hush"), (b'p', b"h\0sh\0"), (b'p', b"")] {
+            assert!(password(kind, body).is_err(), "{body:?}");
+        }
+        assert_eq!(Outgoing::default().ask_password().take(), &b"R\0\0\0\x08\0\0\0\x03"[..]);
     }
 
     #[test]

@@ -7,12 +7,13 @@ use bytes::{BufMut, Bytes, BytesMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::sync::watch;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use zenith_pgformat::{Fork, Lsn, RelNode};
 use zenith_reader::ReaderOptions;
 use zenith_reader::service::Limits;
+use zenith_reader::service::access::Access;
 use zenith_reader::service::connection::{Connection, Ended};
 use zenith_reader::service::pagestream::{Answer, Code, Request, Wanted};
 use zenith_reader::service::source::Source;
@@ -22,7 +23,18 @@ use zenith_testkit::faults::{Fault, FaultStore, Operation, Rule};
 
 /// Time passes when it is told to.
 #[derive(Debug, Default)]
-pub(crate) struct Told(pub(crate) AtomicU64);
+pub(crate) struct Told {
+    milliseconds: AtomicU64,
+    moved: Notify,
+}
+
+impl Told {
+    /// So many milliseconds since it began.
+    pub(crate) fn set(&self, milliseconds: u64) {
+        self.milliseconds.store(milliseconds, Ordering::Relaxed);
+        self.moved.notify_waiters();
+    }
+}
 
 #[async_trait::async_trait]
 impl Clock for Told {
@@ -31,11 +43,18 @@ impl Clock for Told {
     }
 
     fn elapsed(&self) -> Duration {
-        Duration::from_millis(self.0.load(Ordering::Relaxed))
+        Duration::from_millis(self.milliseconds.load(Ordering::Relaxed))
     }
 
-    async fn sleep(&self, _pause: Duration) {
-        std::future::pending().await
+    async fn sleep(&self, pause: Duration) {
+        let until = self.elapsed() + pause;
+        loop {
+            let moved = self.moved.notified();
+            if self.elapsed() >= until {
+                return;
+            }
+            moved.await;
+        }
     }
 }
 
@@ -53,25 +72,31 @@ impl Service {
     }
 
     /// Of a world, through a wrapper of its store.
+    #[allow(clippy::needless_pass_by_value, reason = "it is made for this")]
     pub(crate) fn reading(world: &World, store: Store) -> Service {
         let clock = Arc::new(Told::default());
         let env = Env { clock: Arc::clone(&clock) as Arc<dyn Clock>, ids: Arc::new(SeededIds::new(77)) };
         let options = ReaderOptions { env, ..world.options() };
-        let source = Arc::new(Source::new(store, "main", options));
+        let source = Arc::new(Source::new(&store, "main", options));
         Service { source, clock, stop: watch::Sender::new(false), ended: Mutex::default() }
     }
 
     /// A client with so many bytes on the way in each direction.
     pub(crate) fn connect(&self, bytes: usize) -> Client {
+        self.connect_by(Access::local(), bytes)
+    }
+
+    /// The same, where something must be shown.
+    pub(crate) fn connect_by(&self, access: Access, bytes: usize) -> Client {
         let (ours, theirs) = duplex(bytes);
-        let connection = self.connection();
-        self.ended.lock().unwrap().push(tokio::spawn(connection.run(theirs)));
+        let connection = self.connection(access);
+        self.ended.lock().unwrap().push(tokio::spawn(connection.run(theirs, None)));
         Client(ours)
     }
 
-    pub(crate) fn connection(&self) -> Connection {
+    fn connection(&self, access: Access) -> Connection {
         let limits = Limits { connections: 1, blocks: 32, working: 8 };
-        Connection::new(Arc::clone(&self.source), limits, self.stop.subscribe())
+        Connection::new(Arc::clone(&self.source), Arc::new(access), limits, self.stop.subscribe())
     }
 
     /// A client that is let in.
@@ -90,13 +115,23 @@ impl Service {
     }
 }
 
-pub(crate) struct Client(pub(crate) DuplexStream);
+pub(crate) struct Client<S = DuplexStream>(pub(crate) S);
 
-impl Client {
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub(crate) async fn begin(&mut self) {
+        self.startup().await;
+        self.is_let_in().await;
+    }
+
+    pub(crate) async fn startup(&mut self) {
         let body = [&(3u32 << 16).to_be_bytes()[..], b"user\0u\0\0"].concat();
         self.0.write_u32(4 + body.len() as u32).await.unwrap();
         self.0.write_all(&body).await.unwrap();
+        self.0.flush().await.unwrap();
+    }
+
+    pub(crate) async fn is_let_in(&mut self) {
+        assert_eq!(self.receive().await, (b'R', Bytes::from_static(&[0; 4])));
         while self.receive().await.0 != b'Z' {}
     }
 
@@ -106,6 +141,7 @@ impl Client {
         bytes.put_u32(4 + body.len() as u32);
         bytes.put_slice(body);
         self.0.write_all(&bytes).await.unwrap();
+        self.0.flush().await.unwrap();
     }
 
     pub(crate) async fn receive(&mut self) -> (u8, Bytes) {
